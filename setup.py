@@ -1,0 +1,41 @@
+import platform
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# IEEE semantics stay whole (no -ffast-math): these two flags only drop errno and trapping, which nobody reads.
+FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+
+# The same kernels once per instruction set; the best that the CPU supports is chosen at import.
+MODULES = {"_cpu": [], "_kernels": []}
+if sys.platform != "win32" and platform.machine() in ("x86_64", "AMD64"):
+    MODULES["_kernels_avx2"] = ["-mavx2", "-mfma"]
+    MODULES["_kernels_avx512"] = [
+        *MODULES["_kernels_avx2"], "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"
+    ]
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"fastdiv.{name}",
+                [f"src/fastdiv/{name}.pyx"],
+                depends=["src/fastdiv/_vecmath.h", "src/fastdiv/_kernels.pyx"],
+                include_dirs=["src/fastdiv"],
+                extra_compile_args=FLAGS + flags,
+            )
+            for name, flags in MODULES.items()
+        ],
+        build_dir="build",
+        compiler_directives={
+            "language_level": 3,
+            "binding": True,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "freethreading_compatible": True,
+        },
+    )
+)

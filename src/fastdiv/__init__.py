@@ -1,0 +1,48 @@
+"""Divergences, density ratios and the mixtures under them, on compiled kernels, each number with its error."""
+
+from ._backend import get_backend, get_num_threads, set_backend, set_num_threads, show_config, use_backend
+from ._logsumexp import logsumexp
+from .closed_form import kl_normal, log_ratio_normal
+from .distributions import Mixture, MultivariateNormal, Normal, log_ratio, optimal_classifier
+from .divergences import entropy, js_divergence, kl_divergence
+from .estimate import AccuracyWarning, Estimate
+from .montecarlo import running_mean
+from .quadrature import trapezoid_kl
+
+__all__ = [
+    "AccuracyWarning",
+    "Estimate",
+    "LogisticRatioClassifier",
+    "Mixture",
+    "MultivariateNormal",
+    "Normal",
+    "entropy",
+    "get_backend",
+    "get_num_threads",
+    "js_divergence",
+    "kl_divergence",
+    "kl_normal",
+    "log_ratio",
+    "log_ratio_normal",
+    "logsumexp",
+    "optimal_classifier",
+    "running_mean",
+    "set_backend",
+    "set_num_threads",
+    "show_config",
+    "trapezoid_kl",
+    "use_backend",
+]
+
+
+def __getattr__(name):
+    # A scikit-learn estimator needs scikit-learn to be defined; importing fastdiv must not.
+    if name == "LogisticRatioClassifier":
+        from .ratio import LogisticRatioClassifier
+
+        return LogisticRatioClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

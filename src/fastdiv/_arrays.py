@@ -1,0 +1,30 @@
+"""Checks of arguments that more than one room needs."""
+
+import operator
+
+import numpy as np
+
+
+def as_float_array(value, name):
+    """Return `value` as a float32 array if it is one, else as float64."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be real numbers, got an array of dtype {array.dtype}")
+    # Comparing and casting by type also brings byte-swapped arrays to the machine's order.
+    return array.astype(np.float32 if array.dtype.type is np.float32 else np.float64, copy=False)
+
+
+def as_count(value, name, minimum):
+    """Return `value` as an int of at least `minimum`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if count < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {count}")
+    return count
+
+
+def as_rng(rng):
+    """Return a `numpy.random.Generator` from what SPEC 7 allows for `rng`."""
+    return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)

@@ -1,0 +1,120 @@
+"""The kernel set in plain NumPy and SciPy: the reference that the others are tested and timed against.
+
+Nothing here is tuned. A kernel sees one block of the data at a time, so its temporaries stay small.
+"""
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.special import expit, logsumexp
+
+__all__ = [
+    "log_ratio_moments",
+    "logistic_sgd_epoch",
+    "logsumexp_rows",
+    "merge_moments",
+    "mixture_logpdf",
+    "mixture_logpdf_diag",
+    "mixture_logpdf_full",
+    "trapezoid_kl",
+]
+
+HALF_LOG_2PI = 0.5 * np.log(2 * np.pi)
+
+# Overflow to -inf and NaN from inf - inf are answers here, not accidents.
+_quiet = np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
+
+
+def _half_square(z):
+    """Half of z squared, without overflow where only z squared does."""
+    return np.square(z * np.sqrt(0.5))
+
+
+@_quiet
+def mixture_logpdf(x, log_weights, means, stds, out):
+    z = (x[:, None] - means) / stds
+    out[...] = logsumexp(log_weights - np.log(stds) - HALF_LOG_2PI - _half_square(z), axis=1)
+
+
+@_quiet
+def mixture_logpdf_diag(x, log_weights, means, stds, out):
+    z = (x[:, None, :] - means) / stds
+    log_norms = np.sum(np.log(stds) + HALF_LOG_2PI, axis=1)
+    out[...] = logsumexp(log_weights - log_norms - np.sum(_half_square(z), axis=2), axis=1)
+
+
+@_quiet
+def mixture_logpdf_full(x, log_weights, means, choleskys, out):
+    terms = np.empty((len(x), len(means)))
+    for k, (mean, cholesky) in enumerate(zip(means, choleskys, strict=True)):
+        z = solve_triangular(cholesky, (x - mean).T, lower=True, check_finite=False)
+        log_norm = np.sum(np.log(np.diag(cholesky)) + HALF_LOG_2PI)
+        terms[:, k] = log_weights[k] - log_norm - np.sum(_half_square(z), axis=0)
+    out[...] = logsumexp(terms, axis=1)
+
+
+@_quiet
+def logsumexp_rows(a, out):
+    out[...] = logsumexp(a, axis=1)
+
+
+@_quiet
+def trapezoid_kl(
+    log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q, lower, upper, num, start, stop, out
+):
+    index = np.arange(start, stop)
+    x = (lower + index * ((upper - lower) / (num - 1))).astype(means_p.dtype)
+    x[index == num - 1] = upper
+    log_p, log_q = np.empty_like(x), np.empty_like(x)
+    mixture_logpdf(x, log_weights_p, means_p, stds_p, log_p)
+    mixture_logpdf(x, log_weights_q, means_q, stds_q, log_q)
+    density = np.exp(log_p, dtype=np.float64)
+    density[(index == 0) | (index == num - 1)] *= 0.5
+    support = density > 0
+    density, log_p, log_q = density[support], log_p[support], log_q[support]
+    log_ratio = np.subtract(log_p, log_q, dtype=np.float64)
+    out[0] = np.sum(density * log_ratio)
+    out[1] = np.sum(density * ((1 + np.abs(log_ratio)) * (1 + np.abs(log_p)) + np.abs(log_q)))
+
+
+@_quiet
+def merge_moments(other, out):
+    count, mean, m2, low, high, residual = other
+    if count == 0:
+        return
+    total = out[0] + count
+    delta = (mean - out[1]) + (residual - out[5])
+    merged = out[1] + delta * (count / total) if np.isfinite(delta) else out[1] + mean
+    out[5] = (out[1] - merged) + delta * (count / total) + out[5] if np.isfinite(delta) else 0.0
+    out[2] += m2 + delta**2 * (out[0] * count / total)
+    out[0], out[1] = total, merged
+    out[3], out[4] = np.fmin(out[3], low), np.fmax(out[4], high)
+
+
+@_quiet
+def log_ratio_moments(log_p, log_q, out):
+    if len(log_p) == 0:
+        return
+    values = np.subtract(log_p, log_q, dtype=np.float64)
+    mean = np.mean(values)
+    merge_moments(
+        (len(values), mean, np.sum((values - mean) ** 2), np.fmin.reduce(values), np.fmax.reduce(values), 0.0),
+        out,
+    )
+
+
+@_quiet
+def logistic_sgd_epoch(
+    X, y, sample_weight, permutation, batch_size, learning_rate, momentum, alpha, coef, velocity, out
+):
+    loss = 0.0
+    for start in range(0, len(permutation), batch_size):
+        batch = permutation[start : start + batch_size]
+        features, target, weight = X[batch], y[batch], sample_weight[batch]
+        logit = features @ coef[:-1] + coef[-1]
+        loss += np.sum(weight * (np.logaddexp(0, logit) - target * logit), dtype=np.float64)
+        residual = weight * (target - expit(logit))
+        velocity *= momentum
+        velocity[:-1] += learning_rate * (features.T @ residual / len(batch) - alpha * coef[:-1])
+        velocity[-1] += learning_rate * np.mean(residual)
+        coef += velocity
+    out[0] = loss

@@ -1,0 +1,507 @@
+"""Gaussian mixtures: densities, moments and samples. A Gaussian is a mixture of one."""
+
+import math
+
+import numpy as np
+
+from ._arrays import as_float_array, as_rng
+from ._backend import kernels, map_blocks
+
+FLOAT64 = np.dtype(np.float64)
+
+__all__ = ["Mixture", "MultivariateNormal", "Normal", "log_ratio", "optimal_classifier"]
+
+
+def _parameter(value, name, ndim):
+    array = as_float_array(value, name).astype(np.float64)
+    if array.ndim not in ndim:
+        wanted = " or ".join(map(str, ndim))
+        raise ValueError(f"{name} must have {wanted} dimensions, got an array of shape {array.shape}")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} must be finite, got {array.tolist()}")
+    array = np.ascontiguousarray(array)
+    array.setflags(write=False)
+    return array
+
+
+def _checked_weights(weights):
+    weights = _parameter(weights, "weights", (1,))
+    total = math.fsum(weights)
+    if weights.size == 0:
+        raise ValueError("weights must not be empty")
+    if np.any(weights < 0):
+        raise ValueError(f"weights must not be negative, got {weights.tolist()}")
+    if abs(total - 1) > 1e-8:
+        raise ValueError(f"weights must sum to 1, got a sum of {total!r}")
+    weights = weights / total
+    weights.setflags(write=False)
+    return weights
+
+
+def _checked_scales(stds, shape, name):
+    stds = _parameter(stds, name, (len(shape),))
+    if stds.shape != shape:
+        raise ValueError(f"{name} must have the shape of means, {shape}, got {stds.shape}")
+    if np.any(stds < np.finfo(np.float64).tiny):
+        raise ValueError(f"{name} must be positive, got {stds.tolist()}")
+    return stds
+
+
+def _checked_choleskys(covs, shape, name):
+    covs = _parameter(covs, name, (3,))
+    if covs.shape != (*shape, shape[1]):
+        raise ValueError(f"{name} must have shape {(*shape, shape[1])}, got {covs.shape}")
+    if not np.allclose(covs, covs.swapaxes(1, 2), rtol=1e-10, atol=0):
+        raise ValueError(f"{name} must be symmetric, got {covs.tolist()}")
+    try:
+        choleskys = np.linalg.cholesky(covs)
+    except np.linalg.LinAlgError:
+        raise ValueError(f"{name} must be positive definite, got {covs.tolist()}") from None
+    choleskys.setflags(write=False)
+    return covs, choleskys
+
+
+class Mixture:
+    r"""Mixture of Gaussians.
+
+    Its density is :math:`\sum_k w_k\, N(x; \mu_k, \Sigma_k)`; the log-density is a logsumexp over the components,
+    which stays finite where the density itself underflows.
+
+    Parameters
+    ----------
+    weights : array_like, shape (K,)
+        Not negative, sum 1 (to 1e-8; then divided by their sum).
+    means : array_like, shape (K,) or (K, D)
+        Of shape (K,) for a mixture on the line, (K, D) for one in D dimensions.
+    stds : array_like, shape (K,) or (K, D)
+        Standard deviations, positive, of the shape of `means`: in D dimensions, diagonal covariances.
+    covs : array_like, shape (K, D, D), optional
+        Full covariances, in place of `stds`.
+
+    Attributes
+    ----------
+    weights, means, stds, covs : ndarray
+        As given, as read-only float64. `stds` is None where `covs` was given, and the other way about.
+    n_components : int
+        K.
+    event_shape : tuple
+        () on the line, (D,) in D dimensions.
+
+    Raises
+    ------
+    ValueError
+        If the weights are negative or do not sum to 1, a standard deviation is not positive, a covariance not
+        symmetric and positive definite, a parameter not finite, or the shapes do not match.
+    TypeError
+        If neither or both of `stds` and `covs` are given, or a parameter is not real.
+
+    Examples
+    --------
+    >>> from fastdiv import Mixture
+    >>> p = Mixture([0.4, 0.6], [-1, 4], [0.75, 0.5])
+    >>> p.logpdf(0.0).round(6)
+    np.float64(-2.436436)
+    >>> p.pdf([[-1.0, 0.0], [4.0, 9.0]]).round(6)
+    array([[0.212769, 0.087472],
+           [0.478731, 0.      ]])
+    """
+
+    def __init__(self, weights, means, stds=None, *, covs=None):
+        if (stds is None) == (covs is None):
+            raise TypeError("give either stds or covs, got " + ("neither" if stds is None else "both"))
+        self.weights = _checked_weights(weights)
+        self.means = _parameter(means, "means", (1, 2) if covs is None else (2,))
+        if len(self.means) != len(self.weights):
+            raise ValueError(f"means must have {len(self.weights)} rows, one per weight, got {len(self.means)}")
+        if self.means.ndim == 2 and self.means.shape[1] == 0:
+            raise ValueError(f"means must have at least one column, got shape {self.means.shape}")
+        self.event_shape = self.means.shape[1:]
+        self.n_components = len(self.weights)
+        if covs is None:
+            self.covs = None
+            self.stds = self._scales = _checked_scales(stds, self.means.shape, "stds")
+            self._kernel = "mixture_logpdf_diag" if self.event_shape else "mixture_logpdf"
+        else:
+            self.stds = None
+            self.covs, self._scales = _checked_choleskys(covs, self.means.shape, "covs")
+            self._kernel = "mixture_logpdf_full"
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(self.weights)
+        self._parameters = {FLOAT64: (log_weights, self.means, self._scales)}
+
+    def __repr__(self):
+        spread = f"stds={_short(self.stds)}" if self.covs is None else f"covs={_short(self.covs)}"
+        return f"Mixture({_short(self.weights)}, {_short(self.means)}, {spread})"
+
+    def kernel_parameters(self, dtype):
+        """Return (log weights, means, stds or Cholesky factors), contiguous and of `dtype`."""
+        if dtype not in self._parameters:
+            self._parameters[dtype] = tuple(a.astype(dtype) for a in self._parameters[FLOAT64])
+        return self._parameters[dtype]
+
+    def _working_dtype(self, dtype):
+        """Return `dtype`, or float64 where the parameters would not survive in float32."""
+        if dtype == FLOAT64:
+            return FLOAT64
+        limits = np.finfo(np.float32)
+        diagonal = self._scales if self.covs is None else np.diagonal(self._scales, axis1=1, axis2=2)
+        largest = max(np.abs(self.means).max(), np.abs(self._scales).max())
+        return np.dtype(np.float32) if diagonal.min() > 2 * limits.tiny and largest < limits.max / 4 else FLOAT64
+
+    def logpdf_into(self, x, out, module):
+        """Write the log-density at contiguous points into `out`, on the calling thread."""
+        getattr(module, self._kernel)(x, *self.kernel_parameters(x.dtype), out)
+
+    def logpdf(self, x, *, backend=None):
+        """Logarithm of the density.
+
+        Parameters
+        ----------
+        x : array_like, shape (...) or (..., D)
+            Points. NaN gives NaN, ±inf gives -inf.
+        backend : str, optional
+            The kernel set, as in `use_backend`.
+
+        Returns
+        -------
+        float or ndarray, shape (...)
+            In nats; float32 for float32 points, else float64.
+
+        Raises
+        ------
+        ValueError
+            If the last axis of `x` does not have the mixture's D.
+        TypeError
+            If `x` is not real.
+
+        Examples
+        --------
+        >>> from fastdiv import Mixture
+        >>> Mixture([1.0], [[0.0, 0.0]], [[1.0, 1.0]]).logpdf([[0.0, 0.0], [3.0, 4.0]]).round(6)
+        array([ -1.837877, -14.337877])
+        """
+        module = kernels(backend)
+        if isinstance(x, float) and not self.event_shape:
+            out = np.empty(1)
+            self.logpdf_into(np.array((x,)), out, module)
+            return out[0]
+        x = as_float_array(x, "x")
+        n_dims = len(self.event_shape)
+        if n_dims and x.shape[-1:] != self.event_shape:
+            raise ValueError(f"x must have shape (..., {self.event_shape[0]}), got {x.shape}")
+        shape = x.shape[: x.ndim - n_dims]
+        size = math.prod(shape)
+        points = np.ascontiguousarray(x, dtype=self._working_dtype(x.dtype)).reshape(size, *self.event_shape)
+        out = np.empty(size, dtype=points.dtype)
+        map_blocks(lambda start, stop: self.logpdf_into(points[start:stop], out[start:stop], module), size)
+        return out.reshape(shape).astype(x.dtype, copy=False)[()]
+
+    log_prob = logpdf
+
+    def pdf(self, x, *, backend=None):
+        """Density; parameters as in `logpdf`.
+
+        Examples
+        --------
+        >>> from fastdiv import Normal
+        >>> Normal(1, 2).pdf(1.0).round(6)
+        np.float64(0.199471)
+        """
+        return np.exp(self.logpdf(x, backend=backend))
+
+    def cdf(self, x):
+        """Cumulative distribution function, on the line only.
+
+        Parameters
+        ----------
+        x : array_like
+            Points, of any shape.
+
+        Returns
+        -------
+        float or ndarray
+            Of the shape of `x`.
+
+        Raises
+        ------
+        ValueError
+            In D dimensions.
+
+        Examples
+        --------
+        >>> from fastdiv import Normal
+        >>> Normal().cdf([0.0, 1.959963984540054]).round(6)
+        array([0.5  , 0.975])
+        """
+        from scipy.special import ndtr
+
+        if self.event_shape:
+            raise ValueError(f"cdf is for distributions on the line; this one has {self.event_shape[0]} dimensions")
+        x = as_float_array(x, "x")
+        total = np.zeros_like(x)
+        for weight, mean, std in zip(self.weights, self.means, self.stds, strict=True):
+            total += weight * ndtr((x - mean) / std)
+        return total[()]
+
+    def sample(self, shape=(), *, rng=None):
+        """Draw independent samples.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+            How many.
+        rng : Generator, int or None
+            As `numpy.random.default_rng` takes it.
+
+        Returns
+        -------
+        float or ndarray, shape `shape` or (*shape, D)
+            The draws.
+
+        Examples
+        --------
+        >>> from fastdiv import Mixture
+        >>> Mixture([0.5, 0.5], [[0, 0], [9, 9]], [[1, 1], [1, 1]]).sample(3, rng=0).shape
+        (3, 2)
+        """
+        rng = as_rng(rng)
+        shape = (shape,) if np.ndim(shape) == 0 else tuple(shape)
+        size = math.prod(shape)
+        component = rng.choice(self.n_components, size=size, p=self.weights)
+        draws = np.empty((size, *self.event_shape))
+        for k in range(self.n_components):
+            chosen = component == k
+            draws[chosen] = self.sample_component(k, np.count_nonzero(chosen), rng)
+        return draws.reshape(*shape, *self.event_shape)[()]
+
+    def sample_component(self, k, n, rng):
+        """Draw `n` samples of component `k`."""
+        z = rng.standard_normal((n, *self.event_shape))
+        if self.covs is None:
+            z *= self.stds[k]
+        else:
+            z = z @ self._scales[k].T
+        z += self.means[k]
+        return z
+
+    def mean(self):
+        """Mean, a float or an array of shape (D,).
+
+        Examples
+        --------
+        >>> from fastdiv import Mixture
+        >>> Mixture([0.4, 0.6], [-1, 4], [0.75, 0.5]).mean()
+        np.float64(2.0)
+        """
+        return self.weights @ self.means
+
+    def variance(self):
+        """Variance, a float or an array of shape (D,), one per dimension.
+
+        Examples
+        --------
+        >>> from fastdiv import Mixture
+        >>> Mixture([0.4, 0.6], [-1, 4], [0.75, 0.5]).variance().round(6)
+        np.float64(6.375)
+        """
+        within = self.stds**2 if self.covs is None else np.diagonal(self.covs, axis1=1, axis2=2)
+        return self.weights @ (within + (self.means - self.mean()) ** 2)
+
+    def moment_match(self):
+        """Return the single Gaussian that has this mixture's mean and covariance."""
+        if not self.event_shape:
+            return Normal(self.mean(), math.sqrt(self.variance()))
+        centred = self.means - self.mean()
+        between = (self.weights * centred.T) @ centred
+        if self.covs is None:
+            within = np.diag(self.weights @ self.stds**2)
+        else:
+            within = np.tensordot(self.weights, self.covs, axes=1)
+        return MultivariateNormal(self.mean(), within + between)
+
+    def entropy(self):
+        """Differential entropy, in nats; shorthand for `fastdiv.entropy`.
+
+        Returns
+        -------
+        Estimate
+            In closed form for one component, by quadrature on the line, else by Monte Carlo.
+
+        Examples
+        --------
+        >>> from fastdiv import Normal
+        >>> round(Normal(0, 1).entropy(), 12)
+        1.418938533205
+        """
+        from .divergences import entropy
+
+        return entropy(self)
+
+
+class Normal(Mixture):
+    """Gaussian distribution on the line.
+
+    Parameters
+    ----------
+    loc : float
+        Mean.
+    scale : float
+        Standard deviation, positive.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not finite or not a single number, or `scale` is not positive.
+
+    Examples
+    --------
+    >>> from fastdiv import Normal
+    >>> Normal(1, 2).logpdf(0.0).round(6)
+    np.float64(-1.737086)
+    """
+
+    def __init__(self, loc=0.0, scale=1.0):
+        loc = _parameter(loc, "loc", (0,)).reshape(1)
+        scale = _checked_scales(_parameter(scale, "scale", (0,)).reshape(1), (1,), "scale")
+        super().__init__([1.0], loc, scale)
+
+    @property
+    def loc(self):
+        """Mean."""
+        return self.means[0]
+
+    @property
+    def scale(self):
+        """Standard deviation."""
+        return self.stds[0]
+
+    def __repr__(self):
+        return f"Normal(loc={self.loc}, scale={self.scale})"
+
+
+class MultivariateNormal(Mixture):
+    """Gaussian distribution in D dimensions.
+
+    Parameters
+    ----------
+    mean : array_like, shape (D,)
+        Mean.
+    cov : array_like, shape (D, D) or (D,)
+        Covariance, or the variances of a diagonal one.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not finite, the shapes do not match, a variance is not positive, or the covariance not
+        symmetric and positive definite.
+
+    Examples
+    --------
+    >>> from fastdiv import MultivariateNormal
+    >>> MultivariateNormal([1, 4], [1, 1]).logpdf([1.0, 4.0]).round(6)
+    np.float64(-1.837877)
+    >>> MultivariateNormal([0, 0], [[2, 1], [1, 2]]).logpdf([1.0, 1.0]).round(6)
+    np.float64(-2.720517)
+    """
+
+    def __init__(self, mean, cov):
+        mean = _parameter(mean, "mean", (1,))
+        cov = _parameter(cov, "cov", (1, 2))
+        if cov.ndim == 1:
+            cov = _checked_scales(cov, mean.shape, "cov")
+            super().__init__([1.0], mean[None], np.sqrt(cov)[None])
+        else:
+            covs, _ = _checked_choleskys(cov[None], (1, len(mean)), "cov")
+            super().__init__([1.0], mean[None], covs=covs)
+
+    def __repr__(self):
+        cov = self.variance() if self.covs is None else self.covs[0]
+        return f"MultivariateNormal({_short(self.means[0])}, {_short(cov)})"
+
+
+def _short(array):
+    return np.array2string(array, separator=", ", threshold=8).replace("\n", "")
+
+
+def check_distributions(**distributions):
+    """Refuse what is not a distribution, and distributions on different spaces."""
+    for name, value in distributions.items():
+        if not isinstance(value, Mixture):
+            raise TypeError(f"{name} must be a Normal, MultivariateNormal or Mixture, got {type(value).__name__}")
+    if len({value.event_shape for value in distributions.values()}) > 1:
+        got = " and ".join(str(value.event_shape) for value in distributions.values())
+        raise ValueError(f"{' and '.join(distributions)} must have the same dimensions, got event shapes {got}")
+
+
+def midpoint(p, q):
+    """Return the mixture (p + q) / 2."""
+    weights = np.concatenate([p.weights, q.weights]) / 2
+    means = np.concatenate([p.means, q.means])
+    if p.covs is None and q.covs is None:
+        return Mixture(weights, means, np.concatenate([p.stds, q.stds]))
+    return Mixture(weights, means, covs=np.concatenate([_full(p), _full(q)]))
+
+
+def _full(p):
+    return p.covs if p.covs is not None else np.stack([np.diag(std**2) for std in p.stds])
+
+
+def log_ratio(x, p, q, *, backend=None):
+    """Log-ratio of two densities, log p(x) - log q(x).
+
+    Parameters
+    ----------
+    x : array_like, shape (...) or (..., D)
+        Points.
+    p, q : Normal, MultivariateNormal or Mixture
+        Numerator and denominator.
+    backend : str, optional
+        The kernel set, as in `use_backend`.
+
+    Returns
+    -------
+    float or ndarray, shape (...)
+        In nats. NaN where both log-densities are -inf.
+
+    Raises
+    ------
+    TypeError
+        If `p` or `q` is not a distribution.
+    ValueError
+        If they have different dimensions.
+
+    Examples
+    --------
+    >>> from fastdiv import Normal, log_ratio
+    >>> log_ratio([0.0, 1.0], Normal(1, 1), Normal(0, 2)).round(6)
+    array([0.193147, 0.818147])
+    """
+    check_distributions(p=p, q=q)
+    with np.errstate(invalid="ignore"):
+        return p.logpdf(x, backend=backend) - q.logpdf(x, backend=backend)
+
+
+def optimal_classifier(x, p, q, *, backend=None):
+    """Probability that a point came from p and not from q, both equally likely.
+
+    It is p / (p + q), the sigmoid of the log-ratio (Sugiyama, Suzuki & Kanamori 2012, section 4.1).
+
+    Parameters
+    ----------
+    x, p, q, backend
+        As in `log_ratio`.
+
+    Returns
+    -------
+    float or ndarray, shape (...)
+        Between 0 and 1.
+
+    Examples
+    --------
+    >>> from fastdiv import Normal, optimal_classifier
+    >>> optimal_classifier(0.0, Normal(1, 1), Normal(0, 2)).round(6)
+    np.float64(0.548137)
+    """
+    from scipy.special import expit
+
+    return expit(log_ratio(x, p, q, backend=backend))

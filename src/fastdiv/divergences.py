@@ -1,0 +1,214 @@
+"""The public divergences: choose a way to the number, and take it."""
+
+import math
+
+from . import closed_form, montecarlo, quadrature
+from ._arrays import as_rng
+from .distributions import check_distributions, midpoint
+from .estimate import Estimate
+
+__all__ = ["entropy", "js_divergence", "kl_divergence"]
+
+METHODS = ("auto", "closed-form", "quadrature", "trapezoid", "monte-carlo")
+
+
+def _check_method(method, rtol):
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    if rtol is not None and not (isinstance(rtol, (int, float)) and 0 < rtol < 1):
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+
+
+def _without_formula(method, p, bounds, num):
+    """Resolve "auto" where there is no closed form."""
+    if method != "auto":
+        return method
+    if p.event_shape:
+        return "monte-carlo"
+    return "quadrature" if bounds is None and num is None else "trapezoid"
+
+
+def _kl(p, q, method, rtol, n, rng, bounds, num, backend):
+    if method == "closed-form":
+        return closed_form.kl(p, q)
+    if method == "quadrature":
+        return quadrature.integrate(p, q, rtol, bounds, backend)
+    if method == "trapezoid":
+        return quadrature.trapezoid(p, q, num, bounds, backend)
+    return montecarlo.monte_carlo(p, q, n, rtol, rng, backend)
+
+
+def kl_divergence(
+    p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None
+):
+    r"""Kullback-Leibler divergence of p from q.
+
+    Parameters
+    ----------
+    p, q : Normal, MultivariateNormal or Mixture
+        Numerator and denominator, of the same dimensions.
+    method : {"auto", "closed-form", "quadrature", "trapezoid", "monte-carlo"}
+        "closed-form" is for two Gaussians. "quadrature", on the line, halves the trapezoid rule's step until it has
+        converged. "trapezoid", on the line, is `trapezoid_kl`. "monte-carlo" averages log p/q over draws of p,
+        stratified by component. "auto" is the first that applies of: the closed form; on the line, the trapezoid
+        rule if `bounds` or `num` is given, else quadrature; Monte Carlo.
+    rtol : float, optional
+        Relative tolerance: of quadrature, 1e-10 by default; of Monte Carlo, where it sets the number of draws from a
+        pilot run's variance unless `n` is given.
+    n : int, optional
+        Number of draws, at least two per component; 100 000 by default.
+    rng : Generator, int or None
+        As `numpy.random.default_rng` takes it.
+    bounds : (float, float), optional
+        Ends of the integral, for "quadrature" and "trapezoid". What they cut off is in the error.
+    num : int, optional
+        Points of the trapezoid rule, 1000 by default.
+    backend : str, optional
+        The kernel set, as in `use_backend`.
+
+    Returns
+    -------
+    Estimate
+        :math:`\int p \log(p/q)`, in nats, with its error. By Monte Carlo it may be negative.
+
+    Raises
+    ------
+    TypeError
+        If `p` or `q` is not a distribution.
+    ValueError
+        If they have different dimensions, the method is unknown or not for them, or a number is out of range.
+
+    Warns
+    -----
+    AccuracyWarning
+        If quadrature did not converge, or a few draws carry the variance.
+
+    References
+    ----------
+    Kullback & Leibler, "On information and sufficiency", Annals of Mathematical Statistics 22 (1951).
+
+    Examples
+    --------
+    >>> from fastdiv import Mixture, Normal, kl_divergence
+    >>> kl_divergence(Normal(1, 1), Normal(0, 2))
+    0.4431471805599453 ± 6.3e-15 (closed-form)
+    >>> p = Mixture([0.4, 0.6], [-1, 4], [0.75, 0.5])
+    >>> round(kl_divergence(p, Normal(0, 1)), 7)
+    4.5455398
+    >>> kl_divergence(p, Normal(0, 1), method="monte-carlo", n=10_000, rng=0).method
+    'monte-carlo'
+    """
+    check_distributions(p=p, q=q)
+    _check_method(method, rtol)
+    if closed_form.applies(p, q):
+        method = "closed-form" if method == "auto" else method
+    elif method == "closed-form":
+        raise ValueError("method 'closed-form' is for two Gaussians; a mixture has no closed form")
+    method = _without_formula(method, p, bounds, num)
+    return _kl(p, q, method, rtol, n, rng, bounds, num, backend)
+
+
+def js_divergence(
+    p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None
+):
+    r"""Jensen-Shannon divergence between p and q.
+
+    Parameters
+    ----------
+    p, q, method, rtol, n, rng, bounds, num, backend
+        As in `kl_divergence`. There is no closed form; `n` draws are taken of each of p and q.
+
+    Returns
+    -------
+    Estimate
+        :math:`\frac12 D(p\|m) + \frac12 D(q\|m)` with :math:`m = (p + q)/2`, in nats, between 0 and log 2 (by Monte
+        Carlo, up to its error).
+
+    Raises
+    ------
+    TypeError
+        If `p` or `q` is not a distribution.
+    ValueError
+        If they have different dimensions, the method is unknown or not for them, or a number is out of range.
+
+    References
+    ----------
+    Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991).
+
+    Examples
+    --------
+    >>> from fastdiv import Normal, js_divergence
+    >>> round(js_divergence(Normal(1, 1), Normal(0, 2)), 8)
+    0.12817497
+    """
+    check_distributions(p=p, q=q)
+    _check_method(method, rtol)
+    if method == "closed-form":
+        raise ValueError("method 'closed-form': the Jensen-Shannon divergence has no closed form")
+    method = _without_formula(method, p, bounds, num)
+    rng = as_rng(rng) if method == "monte-carlo" else None
+    m = midpoint(p, q)
+    halves = [_kl(d, m, method, rtol, n, rng, bounds, num, backend) for d in (p, q)]
+    standard_error = None
+    error = math.fsum(half.error for half in halves) / 2
+    if method == "monte-carlo":
+        standard_error = error = math.hypot(*(half.standard_error for half in halves)) / 2
+    return Estimate(
+        math.fsum(halves) / 2,
+        error=error,
+        method=method,
+        standard_error=standard_error,
+        n_evaluations=sum(half.n_evaluations for half in halves),
+        diagnostics={"p": halves[0], "q": halves[1]},
+    )
+
+
+def entropy(p, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None):
+    r"""Differential entropy of p.
+
+    Parameters
+    ----------
+    p : Normal, MultivariateNormal or Mixture
+        The distribution.
+    method, rtol, n, rng, bounds, num, backend
+        As in `kl_divergence`.
+
+    Returns
+    -------
+    Estimate
+        :math:`-\int p \log p`, in nats. For a mixture it is the entropy of the Gaussian g with the mixture's mean and
+        covariance, less :math:`D(p\|g)`: what `method` finds is the second term.
+
+    Raises
+    ------
+    TypeError
+        If `p` is not a distribution.
+    ValueError
+        If the method is unknown or not for `p`, or a number is out of range.
+
+    References
+    ----------
+    Cover & Thomas, "Elements of Information Theory" (2006), theorem 8.6.5.
+
+    Examples
+    --------
+    >>> from fastdiv import Mixture, entropy
+    >>> round(entropy(Mixture([0.5, 0.5], [-30, 30], [1, 1])), 6)
+    2.112086
+    """
+    check_distributions(p=p)
+    if p.n_components == 1 and method in ("auto", "closed-form"):
+        return closed_form.entropy(p)
+    g = p.moment_match()
+    ceiling = closed_form.entropy(g)
+    gap = kl_divergence(
+        p, g, method=method, rtol=rtol, n=n, rng=rng, bounds=bounds, num=num, backend=backend
+    )
+    return Estimate(
+        ceiling - gap,
+        error=ceiling.error + gap.error,
+        method=gap.method,
+        standard_error=gap.standard_error,
+        n_evaluations=gap.n_evaluations,
+        diagnostics=gap.diagnostics,
+    )

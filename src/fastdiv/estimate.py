@@ -1,0 +1,97 @@
+"""A number that carries its error, the way it was found and what it cost."""
+
+import math
+
+__all__ = ["AccuracyWarning", "Estimate"]
+
+
+class AccuracyWarning(RuntimeWarning):
+    """A number came out that is not to be trusted as far as its error says."""
+
+
+class Estimate(float):
+    """A float with an error bar.
+
+    It is used like any float; arithmetic on it gives plain floats.
+
+    Parameters
+    ----------
+    value : float
+        The number, in nats where it is a divergence.
+    error : float
+        Absolute: a bound on rounding for a closed form, an upper estimate for quadrature, the standard error for
+        sampling.
+    method : str
+        How the value was found.
+    standard_error : float, optional
+        The standard error, None where nothing was sampled.
+    n_evaluations : int
+        How many points or draws were evaluated.
+    diagnostics : dict, optional
+        What else is known of the run.
+
+    Examples
+    --------
+    >>> from fastdiv import Estimate
+    >>> Estimate(0.43778, error=0.0084, method="monte-carlo", standard_error=0.0084, n_evaluations=5000)
+    0.4378 ± 0.0084 (monte-carlo, n=5000)
+    """
+
+    def __new__(cls, value, *, error=math.nan, method="", standard_error=None, n_evaluations=0, diagnostics=None):
+        self = super().__new__(cls, value)
+        self.error = float(error)
+        self.method = method
+        self.standard_error = None if standard_error is None else float(standard_error)
+        self.n_evaluations = int(n_evaluations)
+        self.diagnostics = dict(diagnostics or {})
+        return self
+
+    def confidence_interval(self, level=0.95):
+        """Return the interval that holds the true value with probability `level`.
+
+        Where something was sampled, this is the normal approximation, value ± quantile × standard error. A
+        deterministic value's interval is value ± error at every level.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1, both excluded.
+
+        Returns
+        -------
+        low, high : float
+            The ends of the interval.
+
+        Raises
+        ------
+        ValueError
+            If `level` is not between 0 and 1.
+
+        Examples
+        --------
+        >>> from fastdiv import Normal, kl_divergence
+        >>> estimate = kl_divergence(Normal(1, 1), Normal(0, 2), method="monte-carlo", n=5000, rng=0)
+        >>> low, high = estimate.confidence_interval(0.99)
+        >>> low < 0.4431 < high
+        True
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, got {level!r}")
+        if self.standard_error is None:
+            margin = self.error
+        else:
+            from statistics import NormalDist
+
+            margin = NormalDist().inv_cdf((1 + level) / 2) * self.standard_error
+        return float(self) - margin, float(self) + margin
+
+    def __repr__(self):
+        if math.isfinite(self) and math.isfinite(self.error) and self.error > 0:
+            digits = 1 - math.floor(math.log10(self.error))  # two digits of the error
+            text = f"{float(self):.{max(digits, 0)}f} ± {self.error:.2g}"
+            if abs(self) >= 1e16 or digits > 20:
+                text = f"{float(self):.17g} ± {self.error:.2g}"
+        else:
+            text = f"{float(self)!r} ± {self.error:.2g}"
+        count = f", n={self.n_evaluations}" if self.n_evaluations else ""
+        return f"{text} ({self.method}{count})"

@@ -1,0 +1,168 @@
+"""Divergences by Monte Carlo, stratified by component, and running means."""
+
+import math
+import warnings
+
+import numpy as np
+
+from ._arrays import as_count, as_float_array, as_rng
+from ._backend import kernels, map_blocks
+from .estimate import AccuracyWarning, Estimate
+
+__all__ = ["running_mean"]
+
+# Draws in a block: with both log-densities they stay in L2.
+BLOCK_SIZE = 16384
+DEFAULT_N = 100_000
+PILOT_N = 10_000
+MAX_N = 10**9
+
+
+def new_moments():
+    """Return the moments of nothing: count, mean, M2, min, max, and the mean's rounding error."""
+    return np.array([0.0, 0.0, 0.0, np.inf, -np.inf, 0.0])
+
+
+def _allocate(weights, n):
+    """Share `n` draws among the components by weight, two at the least where the weight is not 0."""
+    exact = n * weights
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1
+    short = (weights > 0) & (counts < 2)
+    needed = int(np.sum(2 - counts[short]))
+    counts[short] = 2
+    while needed:
+        largest = np.argmax(counts)
+        taken = min(needed, int(counts[largest]) - 2)
+        counts[largest] -= taken
+        needed -= taken
+    return counts
+
+
+def _component_moments(p, q, counts, rng, module):
+    """Return the moments of log p - log q over `counts[k]` draws of each component k of p.
+
+    Every block has a seed of its own, so the draws do not depend on which thread takes which block.
+    """
+    tasks = [
+        (k, min(BLOCK_SIZE, count - start))
+        for k, count in enumerate(counts.tolist())
+        for start in range(0, count, BLOCK_SIZE)
+    ]
+    seeds = np.random.SeedSequence(rng.integers(1 << 32, size=8).tolist()).spawn(len(tasks))
+
+    def work(index, _):
+        k, n = tasks[index]
+        x = p.sample_component(k, n, np.random.default_rng(seeds[index]))
+        log_p, log_q, moments = np.empty(n), np.empty(n), new_moments()
+        p.logpdf_into(x, log_p, module)
+        q.logpdf_into(x, log_q, module)
+        module.log_ratio_moments(log_p, log_q, moments)
+        return moments
+
+    totals = [new_moments() for _ in counts]
+    for (k, _), moments in zip(tasks, map_blocks(work, len(tasks), 1), strict=True):
+        module.merge_moments(moments, totals[k])
+    return np.array(totals)
+
+
+def monte_carlo(p, q, n=None, rtol=None, rng=None, backend=None):
+    """Return the mean of log p - log q over draws of p, with its standard error.
+
+    Component k of p gets its share of the draws, and with weight w_k, mean m_k and variance v_k of its n_k draws the
+    estimate is sum w_k m_k, its squared standard error sum w_k^2 v_k / n_k (Cochran 1977, section 5.3).
+    """
+    rng = as_rng(rng)
+    used = np.count_nonzero(p.weights)
+    if n is None:
+        n = max(DEFAULT_N, 2 * used)
+        if rtol is not None:
+            pilot = monte_carlo(p, q, max(PILOT_N, 2 * used), rng=rng, backend=backend)
+            wanted = pilot.n_evaluations * (pilot.standard_error / (rtol * max(abs(pilot), 1e-300))) ** 2
+            n = int(min(max(1.1 * wanted, pilot.n_evaluations), MAX_N)) if math.isfinite(wanted) else PILOT_N
+    n = as_count(n, "n", 2 * used)
+    counts = _allocate(p.weights, n)
+    count, mean, m2, low, high, residual = _component_moments(p, q, counts, rng, kernels(backend)).T
+    chosen = counts > 0
+    weights, count, mean, m2 = p.weights[chosen], count[chosen], (mean + residual)[chosen], m2[chosen]
+    value = float(weights @ mean)
+    with np.errstate(invalid="ignore"):
+        variance = m2 / (count - 1)
+        parts = weights**2 * variance / count
+        spread = weights @ (variance + (mean - value) ** 2)
+        extreme = np.maximum(high[chosen] - mean, mean - low[chosen]) ** 2
+        dominance = np.sum(parts * extreme / np.where(m2 > 0, m2, 1)) / np.sum(parts) if np.any(parts > 0) else 0.0
+    standard_error = math.sqrt(np.sum(parts))
+    if n >= 100 and not dominance < 0.5:
+        warnings.warn(
+            f"a few of the {n} draws carry the variance: the estimate and its standard error are not to be trusted",
+            AccuracyWarning,
+            stacklevel=4,
+        )
+    diagnostics = {
+        "mean": value,
+        "std": float(np.sqrt(spread)),
+        "min": float(low.min()),
+        "max": float(high.max()),
+        "dominance": float(dominance),
+    }
+    return Estimate(
+        value,
+        error=standard_error,
+        method="monte-carlo",
+        standard_error=standard_error,
+        n_evaluations=n,
+        diagnostics=diagnostics,
+    )
+
+
+def running_mean(values):
+    """Mean of the first 1, 2, 3, … values, and the standard error of each.
+
+    Parameters
+    ----------
+    values : array_like, shape (n,)
+        A sequence, such as the log-ratios at Monte-Carlo draws.
+
+    Returns
+    -------
+    mean : ndarray, shape (n,)
+        Cumulative mean.
+    standard_error : ndarray, shape (n,)
+        Its standard error, from the cumulative sample variance; the first is NaN.
+
+    Raises
+    ------
+    ValueError
+        If `values` does not have one dimension.
+    TypeError
+        If `values` is not real.
+
+    Notes
+    -----
+    Sums are taken of deviations from the overall mean, and squares as products of deviations from the previous and
+    the new mean (Welford 1962), so that a large common offset costs no digits.
+
+    Examples
+    --------
+    >>> from fastdiv import running_mean
+    >>> mean, standard_error = running_mean([1.0, 3.0, 2.0])
+    >>> mean
+    array([1., 2., 2.])
+    >>> standard_error.round(6)
+    array([     nan, 1.      , 0.57735])
+    """
+    values = as_float_array(values, "values").astype(np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"values must have one dimension, got an array of shape {values.shape}")
+    if values.size == 0:
+        return values, values.copy()
+    count = np.arange(1, values.size + 1)
+    offset = values.mean()
+    deviation = values - offset
+    mean = np.cumsum(deviation) / count
+    m2 = np.cumsum((deviation - np.concatenate([[0.0], mean[:-1]])) * (deviation - mean))
+    m2[0] = 0
+    with np.errstate(invalid="ignore"):
+        standard_error = np.sqrt(m2 / (count * (count - 1)))
+    return mean + offset, standard_error
