@@ -12,7 +12,11 @@ MODULES = {"_cpu": [], "_kernels": []}
 if sys.platform != "win32" and platform.machine() in ("x86_64", "AMD64"):
     MODULES["_kernels_avx2"] = ["-mavx2", "-mfma"]
     MODULES["_kernels_avx512"] = [
-        *MODULES["_kernels_avx2"], "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"
+        *MODULES["_kernels_avx2"],
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512bw",
+        "-mavx512vl",
     ]
 
 setup(

@@ -97,7 +97,14 @@ def log_ratio_moments(log_p, log_q, out):
     values = np.subtract(log_p, log_q, dtype=np.float64)
     mean = np.mean(values)
     merge_moments(
-        (len(values), mean, np.sum((values - mean) ** 2), np.fmin.reduce(values), np.fmax.reduce(values), 0.0),
+        (
+            len(values),
+            mean,
+            np.sum((values - mean) ** 2),
+            np.fmin.reduce(values),
+            np.fmax.reduce(values),
+            0.0,
+        ),
         out,
     )
 

@@ -38,9 +38,7 @@ def _kl(p, q, method, rtol, n, rng, bounds, num, backend):
     return montecarlo.monte_carlo(p, q, n, rtol, rng, backend)
 
 
-def kl_divergence(
-    p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None
-):
+def kl_divergence(p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None):
     r"""Kullback-Leibler divergence of p from q.
 
     Parameters
@@ -108,9 +106,7 @@ def kl_divergence(
     return _kl(p, q, method, rtol, n, rng, bounds, num, backend)
 
 
-def js_divergence(
-    p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None
-):
+def js_divergence(p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None):
     r"""Jensen-Shannon divergence between p and q.
 
     Parameters
@@ -201,9 +197,7 @@ def entropy(p, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=N
         return closed_form.entropy(p)
     g = p.moment_match()
     ceiling = closed_form.entropy(g)
-    gap = kl_divergence(
-        p, g, method=method, rtol=rtol, n=n, rng=rng, bounds=bounds, num=num, backend=backend
-    )
+    gap = kl_divergence(p, g, method=method, rtol=rtol, n=n, rng=rng, bounds=bounds, num=num, backend=backend)
     return Estimate(
         ceiling - gap,
         error=ceiling.error + gap.error,

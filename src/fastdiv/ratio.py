@@ -1,0 +1,515 @@
+"""Density ratios from samples, by probabilistic classification."""
+
+import math
+import warnings
+
+import numpy as np
+from scipy.special import expit
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+
+from ._arrays import as_count, as_rng
+from ._backend import kernels
+from .estimate import AccuracyWarning, Estimate
+
+__all__ = ["LogisticRatioClassifier", "divergences_from_samples"]
+
+FLOATS = (np.float64, np.float32)
+# Values of X between two looks at Ctrl-C: a few hundredths of a second.
+CHUNK_VALUES = 1 << 22
+# After PATIENCE epochs in a row that do not lower the loss by tol the learning rate is multiplied by DECAY, until it
+# is MIN_RATE of the first one.
+PATIENCE = 3
+DECAY = 0.2
+MIN_RATE = 1e-4
+
+
+class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
+    r"""Log-ratio of two densities by logistic regression on samples of both.
+
+    The probability that a point came from the numerator p and not from the denominator q is modelled as
+    :math:`\sigma(\beta \cdot t(x) + \beta_0)` with polynomial terms t; the log-odds, corrected for the sizes of the
+    samples, are the log-ratio: :math:`\log \frac{p}{q}(x) = \beta \cdot t(x) + \beta_0 + \log(n_q / n_p)`. Between
+    two Gaussians the log-ratio is a polynomial of degree 2.
+
+    The fit minimises the mean cross-entropy plus alpha/2 times the squared coefficients, by mini-batch gradient
+    descent with momentum. The learning rate falls to a fifth when the loss stops falling.
+
+    Parameters
+    ----------
+    degree : int
+        Degree of the polynomial log-odds.
+    solver : {"sgd"}
+        How the loss is minimised.
+    alpha : float
+        Strength of the L2 penalty; the intercept is free.
+    learning_rate : float
+        Step size at the start.
+    momentum : float
+        Share of the last step in the next, at least 0 and under 1.
+    batch_size : int
+        Rows in a step.
+    max_iter : int
+        Most passes over the data.
+    tol : float
+        Decrease of the mean loss under which a pass counts as no progress.
+    random_state : int, RandomState or None
+        Orders the rows of each pass.
+    backend : str or None
+        The kernel set, as in `use_backend`.
+
+    Attributes
+    ----------
+    classes_ : ndarray, shape (2,)
+        Labels; the second is the numerator's.
+    coef_ : ndarray, shape (1, n_terms)
+        Coefficients of the standardised polynomial terms that `terms_` makes of X.
+    intercept_ : ndarray, shape (1,)
+        Intercept.
+    terms_ : Pipeline
+        The transformation of X into terms.
+    log_prior_ratio_ : float
+        log(n_q / n_p), by sample weight.
+    loss_curve_ : list of float
+        Mean cross-entropy during each pass, in nats.
+    n_iter_ : int
+        Passes made.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Warns
+    -----
+    AccuracyWarning
+        If `max_iter` passes were not enough, or the classifier separates the samples: then the ratio is unbounded,
+        and only the penalty keeps the estimate finite.
+
+    References
+    ----------
+    Sugiyama, Suzuki & Kanamori, "Density Ratio Estimation in Machine Learning" (2012), chapter 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastdiv import LogisticRatioClassifier, Normal
+    >>> rng = np.random.default_rng(0)
+    >>> x_p, x_q = Normal(1, 1).sample((5000, 1), rng=rng), Normal(0, 2).sample((5000, 1), rng=rng)
+    >>> model = LogisticRatioClassifier(degree=2, random_state=0).fit_samples(x_p, x_q)
+    >>> bool(abs(model.log_ratio([[0.0]])[0] - 0.193) < 0.1)
+    True
+    """
+
+    def __init__(
+        self,
+        degree=1,
+        solver="sgd",
+        *,
+        alpha=1e-4,
+        learning_rate=0.05,
+        momentum=0.9,
+        batch_size=32,
+        max_iter=1000,
+        tol=1e-5,
+        random_state=None,
+        backend=None,
+    ):
+        self.degree = degree
+        self.solver = solver
+        self.alpha = alpha
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.backend = backend
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def _check_parameters(self):
+        as_count(self.degree, "degree", 1)
+        as_count(self.batch_size, "batch_size", 1)
+        as_count(self.max_iter, "max_iter", 1)
+        if self.solver != "sgd":
+            raise ValueError(f"solver must be 'sgd', got {self.solver!r}")
+        for name, wanted, valid in (
+            ("alpha", "at least 0", self.alpha >= 0),
+            ("learning_rate", "positive", self.learning_rate > 0),
+            ("momentum", "at least 0 and under 1", 0 <= self.momentum < 1),
+            ("tol", "at least 0", self.tol >= 0),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+
+    def fit(self, X, y, sample_weight=None):
+        """Fit to labelled samples.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Samples of both distributions.
+        y : array_like, shape (n,)
+            Two labels; the larger one marks the numerator's samples.
+        sample_weight : array_like, shape (n,), optional
+            Weights of the samples; the prior correction uses their sums.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, the labels are not two, or the steps diverge.
+        """
+        self._check_parameters()
+        X, y = validate_data(self, X, y, dtype=FLOATS, order="C")
+        check_classification_targets(y)
+        y = column_or_1d(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if type_of_target(y) != "binary" and len(self.classes_) > 2:
+            raise ValueError(
+                f"Only binary classification is supported. The type of the target is {type_of_target(y)}."
+            )
+        if len(self.classes_) < 2:
+            raise ValueError(f"y must hold two classes, got one class: {self.classes_[0]!r}")
+        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        n_q, n_p = np.bincount(labels, weights=weight)
+        if not (n_p > 0 and n_q > 0):
+            raise ValueError(f"sample_weight must leave weight in each class, got {n_q} and {n_p}")
+        self.log_prior_ratio_ = math.log(n_q / n_p)
+        self.terms_ = make_pipeline(StandardScaler())
+        if self.degree > 1:
+            polynomial = PolynomialFeatures(self.degree, include_bias=False)
+            self.terms_ = make_pipeline(StandardScaler(), polynomial, StandardScaler())
+        terms = np.ascontiguousarray(self.terms_.fit_transform(X))
+        self._minimise(terms, labels.astype(X.dtype), weight * (len(weight) / weight.sum(dtype=np.float64)))
+        log_odds = self._log_odds(terms)
+        if log_odds[labels == 1].min() > log_odds[labels == 0].max():
+            warnings.warn(
+                "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
+                f"the penalty alpha={self.alpha} keeps the estimate finite",
+                AccuracyWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def _minimise(self, terms, target, weight):
+        """Run epochs until the learning rate has decayed, and set coef_, intercept_, loss_curve_ and n_iter_."""
+        epoch = kernels(self.backend).logistic_sgd_epoch
+        random = check_random_state(self.random_state)
+        coef, velocity = np.zeros((2, terms.shape[1] + 1), dtype=terms.dtype)
+        chunk = max(CHUNK_VALUES // (terms.shape[1] * self.batch_size), 1) * self.batch_size
+        weight = weight.astype(terms.dtype, copy=False)
+        rate, best, stalled = self.learning_rate, math.inf, 0
+        self.loss_curve_ = []
+        out = np.empty(1)
+        while rate > MIN_RATE * self.learning_rate and len(self.loss_curve_) < self.max_iter:
+            permutation = random.permutation(len(terms)).astype(np.intp, copy=False)
+            loss = 0.0
+            for start in range(0, len(permutation), chunk):
+                rows = permutation[start : start + chunk]
+                epoch(
+                    terms,
+                    target,
+                    weight,
+                    rows,
+                    self.batch_size,
+                    rate,
+                    self.momentum,
+                    self.alpha,
+                    coef,
+                    velocity,
+                    out,
+                )
+                loss += out[0]
+            loss /= len(terms)
+            if not (math.isfinite(loss) and np.all(np.isfinite(coef))):
+                raise ValueError(
+                    f"the steps diverge: learning_rate={self.learning_rate} is too large for these data"
+                )
+            self.loss_curve_.append(loss)
+            stalled = stalled + 1 if loss > best - self.tol else 0
+            best = min(best, loss)
+            if stalled >= PATIENCE:
+                rate, stalled = rate * DECAY, 0
+        else:
+            if rate > MIN_RATE * self.learning_rate:
+                warnings.warn(
+                    f"no convergence in max_iter={self.max_iter} passes; the loss is {loss:.6g}",
+                    AccuracyWarning,
+                    stacklevel=3,
+                )
+        self.n_iter_ = len(self.loss_curve_)
+        self.coef_, self.intercept_ = coef[None, :-1], coef[-1:]
+
+    def fit_samples(self, x_p, x_q, sample_weight_p=None, sample_weight_q=None):
+        """Fit to samples of p, the numerator, and q, the denominator.
+
+        Parameters
+        ----------
+        x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
+            Samples. One-dimensional arrays are taken as one feature.
+        sample_weight_p, sample_weight_q : array_like, shape (n_p,), (n_q,), optional
+            Weights of the samples.
+
+        Returns
+        -------
+        self
+            With labels 1 for p and 0 for q.
+
+        Raises
+        ------
+        ValueError
+            If a sample is empty, or the numbers of features differ.
+        """
+        x_p, x_q = checked_samples(x_p, x_q)
+        weight = None
+        if sample_weight_p is not None or sample_weight_q is not None:
+            weight = np.concatenate(
+                [
+                    _check_sample_weight(sample_weight_p, x_p, dtype=x_p.dtype),
+                    _check_sample_weight(sample_weight_q, x_q, dtype=x_q.dtype),
+                ]
+            )
+        return self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
+
+    def _log_odds(self, terms):
+        return terms @ self.coef_[0] + self.intercept_[0]
+
+    def decision_function(self, X):
+        """Log-odds of the numerator's class, as the sizes of the samples make them.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Points.
+
+        Returns
+        -------
+        ndarray, shape (n,)
+            log P(p | x) - log P(q | x), in nats.
+        """
+        check_is_fitted(self)
+        return self._log_odds(self.terms_.transform(validate_data(self, X, dtype=FLOATS, reset=False)))
+
+    def predict_proba(self, X):
+        """Probabilities of the two classes, shape (n, 2), in the order of `classes_`."""
+        log_odds = self.decision_function(X)
+        return np.column_stack([expit(-log_odds), expit(log_odds)])
+
+    def predict(self, X):
+        """Return the likelier class of each point, shape (n,)."""
+        positive = self.decision_function(X) > 0
+        return self.classes_[positive.astype(np.intp)]
+
+    def log_ratio(self, X):
+        """Estimated log p(x) - log q(x).
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Points.
+
+        Returns
+        -------
+        ndarray, shape (n,)
+            The log-odds plus log(n_q / n_p), in nats.
+        """
+        return self.decision_function(X) + self.log_prior_ratio_
+
+    def ratio(self, X):
+        """Estimated p(x) / q(x), shape (n,)."""
+        return np.exp(self.log_ratio(X))
+
+    def kl_divergence(self, x_p):
+        """Estimate KL(p || q) as the mean log-ratio over samples of p.
+
+        Parameters
+        ----------
+        x_p : array_like, shape (n, n_features)
+            Samples of p. On the samples of the fit, the estimate is optimistic.
+
+        Returns
+        -------
+        Estimate
+            In nats. Its standard error is that of the mean, for the fitted ratio as it is.
+        """
+        return _mean_estimate(self.log_ratio(x_p))
+
+    def js_divergence(self, x_p, x_q):
+        """Estimate the Jensen-Shannon divergence from the log-ratio at samples of both.
+
+        Parameters
+        ----------
+        x_p, x_q : array_like, shape (n, n_features)
+            Samples of p and of q.
+
+        Returns
+        -------
+        Estimate
+            In nats, with a standard error as in `kl_divergence`.
+        """
+        return _js_estimate(self.log_ratio(x_p), self.log_ratio(x_q))
+
+
+def _mean_estimate(values):
+    standard_error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Estimate(
+        np.mean(values, dtype=np.float64),
+        error=standard_error,
+        method="classifier",
+        standard_error=standard_error,
+        n_evaluations=len(values),
+    )
+
+
+def _js_estimate(log_ratio_p, log_ratio_q):
+    """Mean of log p/m over p and of log q/m over q, where log m/p = log((1 + q/p) / 2)."""
+    half_p = _mean_estimate(math.log(2) - np.logaddexp(0, -log_ratio_p))
+    half_q = _mean_estimate(math.log(2) - np.logaddexp(0, log_ratio_q))
+    standard_error = math.hypot(half_p.standard_error, half_q.standard_error) / 2
+    return Estimate(
+        (half_p + half_q) / 2,
+        error=standard_error,
+        method="classifier",
+        standard_error=standard_error,
+        n_evaluations=len(log_ratio_p) + len(log_ratio_q),
+    )
+
+
+def checked_samples(x_p, x_q):
+    """Return two samples as matrices with the same number of columns."""
+    samples = []
+    for name, x in (("x_p", x_p), ("x_q", x_q)):
+        x = np.reshape(x, (-1, 1)) if np.ndim(x) == 1 else x
+        samples.append(check_array(x, dtype=FLOATS, order="C", input_name=name))
+    x_p, x_q = samples
+    if x_p.shape[1] != x_q.shape[1]:
+        raise ValueError(f"x_p and x_q must have as many columns, got {x_p.shape[1]} and {x_q.shape[1]}")
+    return x_p, x_q
+
+
+def divergences_from_samples(x_p, x_q, *, estimator=None, n_splits=5, rng=None):
+    r"""Estimate KL both ways and JS from samples, each log-ratio by a classifier that has not seen the point.
+
+    Parameters
+    ----------
+    x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
+        Samples of p and q.
+    estimator : LogisticRatioClassifier, optional
+        ``LogisticRatioClassifier(degree=2)`` by default.
+    n_splits : int
+        Parts that each sample is cut into; each part's log-ratios come from a fit to the others.
+    rng : Generator, int or None
+        As `numpy.random.default_rng` takes it.
+
+    Returns
+    -------
+    dict of Estimate
+        "kl_pq", "kl_qp" and "js", in nats. The standard errors hold the spread of the samples and that of the fit.
+
+    Raises
+    ------
+    ValueError
+        If a sample has fewer than two rows, or the numbers of columns differ.
+
+    Notes
+    -----
+    Each divergence is a mean of some function of the log-ratio. Its standard error is the root of the summed squares
+    of the samples' influences: the deviation of a sample's own term, plus what the sample's score moves the fitted
+    coefficients by, times the mean's gradient in them (van der Vaart 1998, example 5.25 and chapter 3).
+
+    Examples
+    --------
+    >>> from fastdiv import Normal
+    >>> from fastdiv.ratio import divergences_from_samples
+    >>> x_p, x_q = Normal(1, 1).sample(4000, rng=1), Normal(0, 2).sample(4000, rng=2)
+    >>> found = divergences_from_samples(x_p, x_q, rng=0)
+    >>> bool(abs(found["kl_pq"] - 0.443) < 4 * found["kl_pq"].standard_error)
+    True
+    """
+    x_p, x_q = checked_samples(x_p, x_q)
+    rng = as_rng(rng)
+    n_splits = min(as_count(n_splits, "n_splits", 2), len(x_p), len(x_q))
+    if n_splits < 2:
+        raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
+    estimator = LogisticRatioClassifier(degree=2) if estimator is None else estimator
+
+    def fitted(x_p, x_q):
+        return clone(estimator).set_params(random_state=int(rng.integers(1 << 31))).fit_samples(x_p, x_q)
+
+    def folds(x):
+        return KFold(n_splits, shuffle=True, random_state=int(rng.integers(1 << 31))).split(x)
+
+    log_ratio_p, log_ratio_q = np.empty(len(x_p)), np.empty(len(x_q))
+    for (fit_p, held_p), (fit_q, held_q) in zip(folds(x_p), folds(x_q), strict=True):
+        model = fitted(x_p[fit_p], x_q[fit_q])
+        log_ratio_p[held_p], log_ratio_q[held_q] = model.log_ratio(x_p[held_p]), model.log_ratio(x_q[held_q])
+    standard_errors = _standard_errors(fitted(x_p, x_q), x_p, x_q)
+    values = _divergence_terms(log_ratio_p, log_ratio_q)
+    return {
+        name: Estimate(
+            sum(np.mean(part) for part in parts if part is not None),
+            error=standard_errors[name],
+            method="classifier",
+            standard_error=standard_errors[name],
+            n_evaluations=len(x_p) + len(x_q),
+        )
+        for name, parts in values.items()
+    }
+
+
+def _divergence_terms(log_ratio_p, log_ratio_q):
+    """Return, by divergence, the terms whose means over p and over q add up to it."""
+    return {
+        "kl_pq": (log_ratio_p, None),
+        "kl_qp": (None, -log_ratio_q),
+        "js": (
+            (math.log(2) - np.logaddexp(0, -log_ratio_p)) / 2,
+            (math.log(2) - np.logaddexp(0, log_ratio_q)) / 2,
+        ),
+    }
+
+
+def _standard_errors(model, x_p, x_q):
+    """Return the standard errors of the divergences by their influence functions."""
+    target = np.repeat([1.0, 0.0], [len(x_p), len(x_q)])
+    terms = np.column_stack([model.terms_.transform(np.concatenate([x_p, x_q])), np.ones(len(target))])
+    log_odds = model.decision_function(np.concatenate([x_p, x_q])).astype(np.float64)
+    residual, slope = target - expit(log_odds), expit(log_odds) * expit(-log_odds)
+    penalty = np.diag([model.alpha] * (terms.shape[1] - 1) + [0.0])
+    hessian = (terms.T * slope) @ terms + len(target) * penalty
+    moves = residual[:, None] * (terms @ np.linalg.pinv(hessian, hermitian=True))
+    in_p, log_ratio = target == 1, log_odds + model.log_prior_ratio_
+    slopes = {
+        "kl_pq": (np.ones(len(x_p)), None),
+        "kl_qp": (None, -np.ones(len(x_q))),
+        "js": (expit(-log_ratio[in_p]) / 2, -expit(log_ratio[~in_p]) / 2),
+    }
+    errors = {}
+    for name, parts in _divergence_terms(log_ratio[in_p], log_ratio[~in_p]).items():
+        gradient = np.zeros(terms.shape[1])
+        for rows, part, slope in zip((in_p, ~in_p), parts, slopes[name], strict=True):
+            if part is not None:
+                gradient += slope @ terms[rows] / len(part)
+        influence = moves @ gradient
+        for rows, part in zip((in_p, ~in_p), parts, strict=True):
+            if part is not None:
+                influence[rows] += part / len(part)
+            influence[rows] -= influence[rows].mean()
+        errors[name] = float(np.linalg.norm(influence))
+    return errors
