@@ -152,9 +152,7 @@ def _checked_threads(n, name):
     return number
 
 
-_num_threads = _checked_threads(
-    os.environ.get("FASTDIV_NUM_THREADS", _available_cpus()), "FASTDIV_NUM_THREADS"
-)
+_num_threads = _checked_threads(os.environ.get("FASTDIV_NUM_THREADS", _available_cpus()), "FASTDIV_NUM_THREADS")
 _pool = None
 _pool_lock = threading.Lock()
 

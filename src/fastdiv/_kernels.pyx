@@ -35,6 +35,7 @@ ctypedef fused floating:
 
 cdef enum:
     BLOCK = 64  # points: 64 components of doubles fill a 32 KiB L1
+    LANES = 8  # partial sums
     LINE = 8  # doubles in a cache line
     AHEAD = 8  # rows between a prefetch and the use
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
@@ -52,6 +53,23 @@ cdef inline floating _exp(floating x) noexcept nogil:
         return fastdiv_expf(x)
     else:
         return fastdiv_exp(x)
+
+
+cdef inline double _sum(const double *values, Py_ssize_t n) noexcept nogil:
+    """Add values up in LANES partial sums, which the compiler keeps in vector registers."""
+    cdef double partial[LANES]
+    cdef double total = 0
+    cdef Py_ssize_t i, lane
+    for lane in range(LANES):
+        partial[lane] = 0
+    for i in range(n // LANES):
+        for lane in range(LANES):
+            partial[lane] += values[i * LANES + lane]
+    for i in range(n // LANES * LANES, n):
+        total += values[i]
+    for lane in range(LANES):
+        total += partial[lane]
+    return total
 
 
 cdef inline void _two_sum(double *total, double *compensation, double term) noexcept nogil:
@@ -320,7 +338,9 @@ def trapezoid_kl(
     cdef Py_ssize_t n_terms = max(n_p, n_q)
     cdef Py_ssize_t block, first, n_points, i
     cdef double step = (upper - lower) / (num - 1)
-    cdef double density, log_ratio, integral, magnitude
+    cdef double density, log_ratio, spread
+    cdef double integrand[BLOCK]
+    cdef double magnitude[BLOCK]
     cdef double total = 0, compensation = 0
     cdef floating x[BLOCK]
     cdef floating log_p[BLOCK]
@@ -346,23 +366,45 @@ def trapezoid_kl(
             _logsumexp_columns(terms, n_p, n_points, log_p)
             _normal_terms(x, n_points, log_coefs + n_p, &means_q[0], &stds_q[0], n_q, terms)
             _logsumexp_columns(terms, n_q, n_points, log_q)
-            integral = magnitude = 0
             for i in range(n_points):
-                density = _exp(log_p[i])
-                if first + i == 0 or first + i == num - 1:
-                    density *= 0.5
-                if density != 0:
-                    log_ratio = <double> log_p[i] - log_q[i]
-                    integral += density * log_ratio
-                    magnitude += density * ((1 + fabs(log_ratio)) * (1 + fabs(log_p[i])) + fabs(log_q[i]))
-            _two_sum(&total, &compensation, integral)
-            out[1] += magnitude
+                density = _exp(<double> log_p[i])
+                density *= 0.5 if first + i == 0 or first + i == num - 1 else 1
+                log_ratio = <double> log_p[i] - log_q[i]
+                log_ratio = log_ratio if density != 0 else 0
+                spread = (1 + fabs(log_ratio)) * (1 + fabs(log_p[i])) + fabs(log_q[i])
+                integrand[i] = density * log_ratio
+                magnitude[i] = density * spread if density != 0 else 0
+            _two_sum(&total, &compensation, _sum(integrand, n_points))
+            out[1] += _sum(magnitude, n_points)
         out[0] = total + compensation
         free(log_coefs)
         free(terms)
 
 
 # ---- Monte Carlo -----------------------------------------------------------------------------------
+
+
+cdef inline void _range(const double *values, Py_ssize_t n, double *low, double *high) noexcept nogil:
+    cdef double lows[LANES]
+    cdef double highs[LANES]
+    cdef double value
+    cdef Py_ssize_t i, lane
+    for lane in range(LANES):
+        lows[lane] = INFINITY
+        highs[lane] = -INFINITY
+    for i in range(n // LANES):
+        for lane in range(LANES):
+            value = values[i * LANES + lane]
+            lows[lane] = value if value < lows[lane] else lows[lane]
+            highs[lane] = value if value > highs[lane] else highs[lane]
+    low[0] = INFINITY
+    high[0] = -INFINITY
+    for lane in range(LANES):
+        low[0] = lows[lane] if lows[lane] < low[0] else low[0]
+        high[0] = highs[lane] if highs[lane] > high[0] else high[0]
+    for i in range(n // LANES * LANES, n):
+        low[0] = values[i] if values[i] < low[0] else low[0]
+        high[0] = values[i] if values[i] > high[0] else high[0]
 
 
 cdef void _merge_moments(
@@ -394,29 +436,22 @@ def merge_moments(const double[::1] other, double[::1] out):
 def log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, double[::1] out):
     cdef Py_ssize_t block, start, n, i
     cdef double values[CHUNK]
-    cdef double mean, m2, drift, low, high, deviation
+    cdef double squares[CHUNK]
+    cdef double mean, drift, low, high
     with nogil:
         for block in range(_n_blocks(log_p.shape[0], CHUNK)):
             start = block * CHUNK
             n = min(log_p.shape[0] - start, <Py_ssize_t> CHUNK)
-            mean = 0
-            low = INFINITY
-            high = -INFINITY
             for i in range(n):
                 values[i] = <double> log_p[start + i] - log_q[start + i]
-                mean += values[i]
-                low = values[i] if values[i] < low else low
-                high = values[i] if values[i] > high else high
-            mean /= n
-            m2 = drift = 0
+            _range(values, n, &low, &high)
+            mean = _sum(values, n) / n
             for i in range(n):
-                deviation = values[i] - mean
-                drift += deviation
-                m2 += deviation * deviation
-            if isfinite(drift):
-                mean += drift / n
-                m2 -= drift * drift / n
-            _merge_moments(&out[0], n, mean, m2, low, high)
+                values[i] -= mean
+                squares[i] = values[i] * values[i]
+            drift = _sum(values, n) / n
+            drift = drift if isfinite(drift) else 0
+            _merge_moments(&out[0], n, mean + drift, _sum(squares, n) - n * drift * drift, low, high)
 
 
 # ---- logistic regression ---------------------------------------------------------------------------
@@ -437,7 +472,7 @@ def logistic_sgd_epoch(
 ):
     cdef Py_ssize_t n_rows = permutation.shape[0]
     cdef Py_ssize_t n_features = X.shape[1]
-    cdef Py_ssize_t start, stop, size, first, n_points, block, batch, i, j, row
+    cdef Py_ssize_t start, stop, first, n_points, block, batch, i, j, row
     cdef floating logit, hinge, odds, probability, rate
     cdef floating memory = <floating> momentum
     cdef floating shrink = <floating> (learning_rate * alpha)

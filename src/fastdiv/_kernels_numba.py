@@ -169,9 +169,7 @@ def logsumexp_rows(a, out):
 
 
 @_kernel
-def trapezoid_kl(
-    log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q, lower, upper, num, start, stop, out
-):
+def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q, lower, upper, num, start, stop, out):
     dtype = means_p.dtype
     step = (upper - lower) / (num - 1)
     log_coefs_p = _log_coefficients(log_weights_p, stds_p.reshape(-1, 1))

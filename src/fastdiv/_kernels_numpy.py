@@ -31,12 +31,14 @@ def _half_square(z):
 
 @_quiet
 def mixture_logpdf(x, log_weights, means, stds, out):
+    """Log-density of a mixture on the line: x and out (n,), parameters (K,)."""
     z = (x[:, None] - means) / stds
     out[...] = logsumexp(log_weights - np.log(stds) - HALF_LOG_2PI - _half_square(z), axis=1)
 
 
 @_quiet
 def mixture_logpdf_diag(x, log_weights, means, stds, out):
+    """Log-density with diagonal covariances: x (n, D), means and stds (K, D), out (n,)."""
     z = (x[:, None, :] - means) / stds
     log_norms = np.sum(np.log(stds) + HALF_LOG_2PI, axis=1)
     out[...] = logsumexp(log_weights - log_norms - np.sum(_half_square(z), axis=2), axis=1)
@@ -44,6 +46,7 @@ def mixture_logpdf_diag(x, log_weights, means, stds, out):
 
 @_quiet
 def mixture_logpdf_full(x, log_weights, means, choleskys, out):
+    """Log-density with full covariances, by their lower Cholesky factors (K, D, D)."""
     terms = np.empty((len(x), len(means)))
     for k, (mean, cholesky) in enumerate(zip(means, choleskys, strict=True)):
         z = solve_triangular(cholesky, (x - mean).T, lower=True, check_finite=False)
@@ -54,13 +57,17 @@ def mixture_logpdf_full(x, log_weights, means, choleskys, out):
 
 @_quiet
 def logsumexp_rows(a, out):
+    """Logsumexp of each row: a (n, K), out (n,)."""
     out[...] = logsumexp(a, axis=1)
 
 
 @_quiet
-def trapezoid_kl(
-    log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q, lower, upper, num, start, stop, out
-):
+def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q, lower, upper, num, start, stop, out):
+    """Sum the trapezoid rule's terms of KL(p || q), without its step, over points `start` to `stop` of `num`.
+
+    `out` gets the sum, and the sum of the absolute errors that a relative rounding of 1 in each log-density and in
+    their difference would make.
+    """
     index = np.arange(start, stop)
     x = (lower + index * ((upper - lower) / (num - 1))).astype(means_p.dtype)
     x[index == num - 1] = upper
@@ -78,6 +85,10 @@ def trapezoid_kl(
 
 @_quiet
 def merge_moments(other, out):
+    """Merge the moments `other` into `out` (Chan, Golub & LeVeque 1979).
+
+    Moments are count, mean, sum of squared deviations, min, max, and what rounding took from the mean.
+    """
     count, mean, m2, low, high, residual = other
     if count == 0:
         return
@@ -92,6 +103,7 @@ def merge_moments(other, out):
 
 @_quiet
 def log_ratio_moments(log_p, log_q, out):
+    """Merge the moments of log_p - log_q into `out`."""
     if len(log_p) == 0:
         return
     values = np.subtract(log_p, log_q, dtype=np.float64)
@@ -113,6 +125,11 @@ def log_ratio_moments(log_p, log_q, out):
 def logistic_sgd_epoch(
     X, y, sample_weight, permutation, batch_size, learning_rate, momentum, alpha, coef, velocity, out
 ):
+    """Make one pass of momentum descent over the rows in `permutation`, a mini-batch a step.
+
+    The target y is 0 or 1; `coef` and `velocity`, both (d + 1,) with the intercept last, are updated in place, and
+    `out` gets the sum of the weighted losses. The penalty alpha/2 |coef|^2 spares the intercept.
+    """
     loss = 0.0
     for start in range(0, len(permutation), batch_size):
         batch = permutation[start : start + batch_size]

@@ -112,9 +112,7 @@ class Mixture:
         self.weights = _checked_weights(weights)
         self.means = _parameter(means, "means", (1, 2) if covs is None else (2,))
         if len(self.means) != len(self.weights):
-            raise ValueError(
-                f"means must have {len(self.weights)} rows, one per weight, got {len(self.means)}"
-            )
+            raise ValueError(f"means must have {len(self.weights)} rows, one per weight, got {len(self.means)}")
         if self.means.ndim == 2 and self.means.shape[1] == 0:
             raise ValueError(f"means must have at least one column, got shape {self.means.shape}")
         self.event_shape = self.means.shape[1:]
@@ -148,9 +146,7 @@ class Mixture:
         limits = np.finfo(np.float32)
         diagonal = self._scales if self.covs is None else np.diagonal(self._scales, axis1=1, axis2=2)
         largest = max(np.abs(self.means).max(), np.abs(self._scales).max())
-        return (
-            np.dtype(np.float32) if diagonal.min() > 2 * limits.tiny and largest < limits.max / 4 else FLOAT64
-        )
+        return np.dtype(np.float32) if diagonal.min() > 2 * limits.tiny and largest < limits.max / 4 else FLOAT64
 
     def logpdf_into(self, x, out, module):
         """Write the log-density at contiguous points into `out`, on the calling thread."""
@@ -240,9 +236,7 @@ class Mixture:
         from scipy.special import ndtr
 
         if self.event_shape:
-            raise ValueError(
-                f"cdf is for distributions on the line; this one has {self.event_shape[0]} dimensions"
-            )
+            raise ValueError(f"cdf is for distributions on the line; this one has {self.event_shape[0]} dimensions")
         x = as_float_array(x, "x")
         total = np.zeros_like(x)
         for weight, mean, std in zip(self.weights, self.means, self.stds, strict=True):
@@ -433,14 +427,10 @@ def check_distributions(**distributions):
     """Refuse what is not a distribution, and distributions on different spaces."""
     for name, value in distributions.items():
         if not isinstance(value, Mixture):
-            raise TypeError(
-                f"{name} must be a Normal, MultivariateNormal or Mixture, got {type(value).__name__}"
-            )
+            raise TypeError(f"{name} must be a Normal, MultivariateNormal or Mixture, got {type(value).__name__}")
     if len({value.event_shape for value in distributions.values()}) > 1:
         got = " and ".join(str(value.event_shape) for value in distributions.values())
-        raise ValueError(
-            f"{' and '.join(distributions)} must have the same dimensions, got event shapes {got}"
-        )
+        raise ValueError(f"{' and '.join(distributions)} must have the same dimensions, got event shapes {got}")
 
 
 def midpoint(p, q):

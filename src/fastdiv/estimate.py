@@ -37,8 +37,15 @@ class Estimate(float):
     0.4378 ± 0.0084 (monte-carlo, n=5000)
     """
 
-    def __new__(
-        cls, value, *, error=math.nan, method="", standard_error=None, n_evaluations=0, diagnostics=None
+    def __new__(  # noqa: D102
+        cls,
+        value,
+        *,
+        error=math.nan,
+        method="",
+        standard_error=None,
+        n_evaluations=0,
+        diagnostics=None,
     ):
         self = super().__new__(cls, value)
         self.error = float(error)

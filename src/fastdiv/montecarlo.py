@@ -91,9 +91,7 @@ def monte_carlo(p, q, n=None, rtol=None, rng=None, backend=None):
         parts = weights**2 * variance / count
         spread = weights @ (variance + (mean - value) ** 2)
         extreme = np.maximum(high[chosen] - mean, mean - low[chosen]) ** 2
-        dominance = (
-            np.sum(parts * extreme / np.where(m2 > 0, m2, 1)) / np.sum(parts) if np.any(parts > 0) else 0.0
-        )
+        dominance = np.sum(parts * extreme / np.where(m2 > 0, m2, 1)) / np.sum(parts) if np.any(parts > 0) else 0.0
     standard_error = math.sqrt(np.sum(parts))
     if n >= 100 and not dominance < 0.5:
         warnings.warn(

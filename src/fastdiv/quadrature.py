@@ -23,9 +23,7 @@ MAX_HALVINGS = 6
 
 def _check_on_line(p, q, method):
     if p.event_shape:
-        raise ValueError(
-            f"method {method!r} is for distributions on the line, got {p.event_shape[0]} dimensions"
-        )
+        raise ValueError(f"method {method!r} is for distributions on the line, got {p.event_shape[0]} dimensions")
 
 
 def _checked_bounds(bounds):
@@ -127,9 +125,7 @@ def integrate(p, q, rtol=None, bounds=None, backend=None):
         lower, upper = _checked_bounds(bounds)
         whole = integrate(p, q, rtol, backend=backend)
         p, q = (Mixture(d.weights, (d.means - centre) / scale, d.stds / scale) for d in (p, q))
-        value, error, n, _ = _adaptive(
-            p, q, (lower - centre) / scale, (upper - centre) / scale, rtol, backend
-        )
+        value, error, n, _ = _adaptive(p, q, (lower - centre) / scale, (upper - centre) / scale, rtol, backend)
         error += abs(value - whole) + whole.error
         return Estimate(value, error=error, method="quadrature", n_evaluations=n)
     p, q = (Mixture(d.weights, (d.means - centre) / scale, d.stds / scale) for d in (p, q))

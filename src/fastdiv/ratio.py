@@ -77,6 +77,8 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         Coefficients of the standardised polynomial terms that `terms_` makes of X.
     intercept_ : ndarray, shape (1,)
         Intercept.
+    coef_covariance_ : ndarray, shape (n_terms + 1, n_terms + 1)
+        Sandwich covariance of the coefficients and the intercept.
     terms_ : Pipeline
         The transformation of X into terms.
     log_prior_ratio_ : float
@@ -181,9 +183,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         y = column_or_1d(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if type_of_target(y) != "binary" and len(self.classes_) > 2:
-            raise ValueError(
-                f"Only binary classification is supported. The type of the target is {type_of_target(y)}."
-            )
+            raise ValueError(f"Only binary classification is supported. The type of the target is {type_of_target(y)}.")
         if len(self.classes_) < 2:
             raise ValueError(f"y must hold two classes, got one class: {self.classes_[0]!r}")
         weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
@@ -196,8 +196,11 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
             polynomial = PolynomialFeatures(self.degree, include_bias=False)
             self.terms_ = make_pipeline(StandardScaler(), polynomial, StandardScaler())
         terms = np.ascontiguousarray(self.terms_.fit_transform(X))
-        self._minimise(terms, labels.astype(X.dtype), weight * (len(weight) / weight.sum(dtype=np.float64)))
+        weight = (weight * (len(weight) / weight.sum(dtype=np.float64))).astype(X.dtype)
+        self._minimise(terms, labels.astype(X.dtype), weight)
         log_odds = self._log_odds(terms)
+        moves = _coefficient_moves(terms, labels == 1, log_odds, weight, self.alpha)
+        self.coef_covariance_ = moves.T @ moves
         if log_odds[labels == 1].min() > log_odds[labels == 0].max():
             warnings.warn(
                 "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
@@ -213,7 +216,6 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         random = check_random_state(self.random_state)
         coef, velocity = np.zeros((2, terms.shape[1] + 1), dtype=terms.dtype)
         chunk = max(CHUNK_VALUES // (terms.shape[1] * self.batch_size), 1) * self.batch_size
-        weight = weight.astype(terms.dtype, copy=False)
         rate, best, stalled = self.learning_rate, math.inf, 0
         self.loss_curve_ = []
         out = np.empty(1)
@@ -238,9 +240,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
                 loss += out[0]
             loss /= len(terms)
             if not (math.isfinite(loss) and np.all(np.isfinite(coef))):
-                raise ValueError(
-                    f"the steps diverge: learning_rate={self.learning_rate} is too large for these data"
-                )
+                raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
             self.loss_curve_.append(loss)
             stalled = stalled + 1 if loss > best - self.tol else 0
             best = min(best, loss)
@@ -287,6 +287,10 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
             )
         return self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
 
+    def _terms(self, X):
+        check_is_fitted(self)
+        return self.terms_.transform(validate_data(self, X, dtype=FLOATS, reset=False))
+
     def _log_odds(self, terms):
         return terms @ self.coef_[0] + self.intercept_[0]
 
@@ -303,8 +307,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         ndarray, shape (n,)
             log P(p | x) - log P(q | x), in nats.
         """
-        check_is_fitted(self)
-        return self._log_odds(self.terms_.transform(validate_data(self, X, dtype=FLOATS, reset=False)))
+        return self._log_odds(self._terms(X))
 
     def predict_proba(self, X):
         """Probabilities of the two classes, shape (n, 2), in the order of `classes_`."""
@@ -346,9 +349,9 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         Estimate
-            In nats. Its standard error is that of the mean, for the fitted ratio as it is.
+            In nats. Its standard error holds the spread of these samples and that of the fit, taken as independent.
         """
-        return _mean_estimate(self.log_ratio(x_p))
+        return self._estimates(x_p=x_p)["kl_pq"]
 
     def js_divergence(self, x_p, x_q):
         """Estimate the Jensen-Shannon divergence from the log-ratio at samples of both.
@@ -363,32 +366,64 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         Estimate
             In nats, with a standard error as in `kl_divergence`.
         """
-        return _js_estimate(self.log_ratio(x_p), self.log_ratio(x_q))
+        return self._estimates(x_p=x_p, x_q=x_q)["js"]
+
+    def _estimates(self, **samples):
+        terms = {name: self._terms(x) for name, x in samples.items()}
+        log_ratios = {name: self._log_odds(t) + self.log_prior_ratio_ for name, t in terms.items()}
+        estimates = {}
+        for name, (means, slopes) in _functionals(**log_ratios).items():
+            gradient = sum(slope @ _with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
+            variance = sum(np.var(values, ddof=1) / len(values) for values in means.values() if len(values) > 1)
+            standard_error = math.sqrt(variance + gradient @ self.coef_covariance_ @ gradient)
+            estimates[name] = _estimate(means, standard_error)
+        return estimates
 
 
-def _mean_estimate(values):
-    standard_error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def _with_intercept(terms):
+    return np.column_stack([terms, np.ones(len(terms))]).astype(np.float64, copy=False)
+
+
+def _functionals(x_p=None, x_q=None):
+    """Return, by divergence, the terms whose means over the samples add up to it, and their slopes in the log-ratio.
+
+    The arguments are the log-ratios at the samples; divergences that need a sample which is not there are left out.
+    """
+    found = {}
+    if x_p is not None:
+        found["kl_pq"] = {"x_p": x_p}, {"x_p": np.ones(len(x_p))}
+    if x_q is not None:
+        found["kl_qp"] = {"x_q": -x_q}, {"x_q": -np.ones(len(x_q))}
+    if x_p is not None and x_q is not None:
+        values = {"x_p": (math.log(2) - np.logaddexp(0, -x_p)) / 2, "x_q": (math.log(2) - np.logaddexp(0, x_q)) / 2}
+        found["js"] = values, {"x_p": expit(-x_p) / 2, "x_q": -expit(x_q) / 2}
+    return found
+
+
+def _estimate(means, standard_error):
     return Estimate(
-        np.mean(values, dtype=np.float64),
+        math.fsum(np.mean(values, dtype=np.float64) for values in means.values()),
         error=standard_error,
         method="classifier",
         standard_error=standard_error,
-        n_evaluations=len(values),
+        n_evaluations=sum(map(len, means.values())),
+        diagnostics={f"std_{x}": float(np.std(values)) for x, values in means.items()},
     )
 
 
-def _js_estimate(log_ratio_p, log_ratio_q):
-    """Mean of log p/m over p and of log q/m over q, where log m/p = log((1 + q/p) / 2)."""
-    half_p = _mean_estimate(math.log(2) - np.logaddexp(0, -log_ratio_p))
-    half_q = _mean_estimate(math.log(2) - np.logaddexp(0, log_ratio_q))
-    standard_error = math.hypot(half_p.standard_error, half_q.standard_error) / 2
-    return Estimate(
-        (half_p + half_q) / 2,
-        error=standard_error,
-        method="classifier",
-        standard_error=standard_error,
-        n_evaluations=len(log_ratio_p) + len(log_ratio_q),
-    )
+def _coefficient_moves(terms, in_p, log_odds, weight, alpha):
+    """Return what each sample moves the coefficients by: its score, centred in its class, over the Hessian.
+
+    The samples of a class are drawn given their number, so a common part of their scores is no noise.
+    """
+    terms, weight = _with_intercept(terms), weight.astype(np.float64)
+    log_odds = log_odds.astype(np.float64)
+    penalty = len(terms) * np.diag([alpha] * (terms.shape[1] - 1) + [0.0])
+    hessian = (terms.T * (weight * expit(log_odds) * expit(-log_odds))) @ terms + penalty
+    scores = (weight * (in_p - expit(log_odds)))[:, None] * terms
+    for rows in (in_p, ~in_p):
+        scores[rows] -= scores[rows].mean(axis=0)
+    return scores @ np.linalg.pinv(hessian, hermitian=True)
 
 
 def checked_samples(x_p, x_q):
@@ -460,56 +495,25 @@ def divergences_from_samples(x_p, x_q, *, estimator=None, n_splits=5, rng=None):
         model = fitted(x_p[fit_p], x_q[fit_q])
         log_ratio_p[held_p], log_ratio_q[held_q] = model.log_ratio(x_p[held_p]), model.log_ratio(x_q[held_q])
     standard_errors = _standard_errors(fitted(x_p, x_q), x_p, x_q)
-    values = _divergence_terms(log_ratio_p, log_ratio_q)
     return {
-        name: Estimate(
-            sum(np.mean(part) for part in parts if part is not None),
-            error=standard_errors[name],
-            method="classifier",
-            standard_error=standard_errors[name],
-            n_evaluations=len(x_p) + len(x_q),
-        )
-        for name, parts in values.items()
-    }
-
-
-def _divergence_terms(log_ratio_p, log_ratio_q):
-    """Return, by divergence, the terms whose means over p and over q add up to it."""
-    return {
-        "kl_pq": (log_ratio_p, None),
-        "kl_qp": (None, -log_ratio_q),
-        "js": (
-            (math.log(2) - np.logaddexp(0, -log_ratio_p)) / 2,
-            (math.log(2) - np.logaddexp(0, log_ratio_q)) / 2,
-        ),
+        name: _estimate(means, standard_errors[name])
+        for name, (means, _) in _functionals(log_ratio_p, log_ratio_q).items()
     }
 
 
 def _standard_errors(model, x_p, x_q):
-    """Return the standard errors of the divergences by their influence functions."""
-    target = np.repeat([1.0, 0.0], [len(x_p), len(x_q)])
-    terms = np.column_stack([model.terms_.transform(np.concatenate([x_p, x_q])), np.ones(len(target))])
-    log_odds = model.decision_function(np.concatenate([x_p, x_q])).astype(np.float64)
-    residual, slope = target - expit(log_odds), expit(log_odds) * expit(-log_odds)
-    penalty = np.diag([model.alpha] * (terms.shape[1] - 1) + [0.0])
-    hessian = (terms.T * slope) @ terms + len(target) * penalty
-    moves = residual[:, None] * (terms @ np.linalg.pinv(hessian, hermitian=True))
-    in_p, log_ratio = target == 1, log_odds + model.log_prior_ratio_
-    slopes = {
-        "kl_pq": (np.ones(len(x_p)), None),
-        "kl_qp": (None, -np.ones(len(x_q))),
-        "js": (expit(-log_ratio[in_p]) / 2, -expit(log_ratio[~in_p]) / 2),
-    }
+    """Return the standard errors of the divergences on the samples of the fit, by their influence functions."""
+    rows = {"x_p": slice(0, len(x_p)), "x_q": slice(len(x_p), None)}
+    X = np.concatenate([x_p, x_q])
+    in_p = np.arange(len(X)) < len(x_p)
+    terms, log_odds = model.terms_.transform(X), model.decision_function(X)
+    moves = _coefficient_moves(terms, in_p, log_odds, np.ones(len(X)), model.alpha)
+    log_ratio = log_odds + model.log_prior_ratio_
     errors = {}
-    for name, parts in _divergence_terms(log_ratio[in_p], log_ratio[~in_p]).items():
-        gradient = np.zeros(terms.shape[1])
-        for rows, part, slope in zip((in_p, ~in_p), parts, slopes[name], strict=True):
-            if part is not None:
-                gradient += slope @ terms[rows] / len(part)
+    for name, (means, slopes) in _functionals(log_ratio[rows["x_p"]], log_ratio[rows["x_q"]]).items():
+        gradient = sum(slope @ _with_intercept(terms[rows[x]]) / len(slope) for x, slope in slopes.items())
         influence = moves @ gradient
-        for rows, part in zip((in_p, ~in_p), parts, strict=True):
-            if part is not None:
-                influence[rows] += part / len(part)
-            influence[rows] -= influence[rows].mean()
+        for x, values in means.items():
+            influence[rows[x]] += (values - values.mean()) / len(values)
         errors[name] = float(np.linalg.norm(influence))
     return errors

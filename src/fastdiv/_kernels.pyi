@@ -1,0 +1,57 @@
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "log_ratio_moments",
+    "logistic_sgd_epoch",
+    "logsumexp_rows",
+    "merge_moments",
+    "mixture_logpdf",
+    "mixture_logpdf_diag",
+    "mixture_logpdf_full",
+    "trapezoid_kl",
+]
+
+_F = TypeVar("_F", np.float32, np.float64)
+
+def log_ratio_moments(log_p: NDArray[_F], log_q: NDArray[_F], out: NDArray[np.float64]) -> None: ...
+def logistic_sgd_epoch(
+    X: NDArray[_F],
+    y: NDArray[_F],
+    sample_weight: NDArray[_F],
+    permutation: NDArray[np.intp],
+    batch_size: int,
+    learning_rate: float,
+    momentum: float,
+    alpha: float,
+    coef: NDArray[_F],
+    velocity: NDArray[_F],
+    out: NDArray[np.float64],
+) -> None: ...
+def logsumexp_rows(a: NDArray[_F], out: NDArray[_F]) -> None: ...
+def merge_moments(other: NDArray[np.float64], out: NDArray[np.float64]) -> None: ...
+def mixture_logpdf(
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def mixture_logpdf_diag(
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def mixture_logpdf_full(
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], choleskys: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def trapezoid_kl(
+    log_weights_p: NDArray[_F],
+    means_p: NDArray[_F],
+    stds_p: NDArray[_F],
+    log_weights_q: NDArray[_F],
+    means_q: NDArray[_F],
+    stds_q: NDArray[_F],
+    lower: float,
+    upper: float,
+    num: int,
+    start: int,
+    stop: int,
+    out: NDArray[np.float64],
+) -> None: ...

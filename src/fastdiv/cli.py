@@ -1,0 +1,377 @@
+"""The command line: ``fastdiv demo`` and ``fastdiv compare``."""
+
+import argparse
+import json
+import math
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from . import _backend
+from .distributions import Mixture, MultivariateNormal, Normal
+from .divergences import js_divergence, kl_divergence
+from .estimate import AccuracyWarning
+
+# Fewer complete rows than this say nothing about a density.
+MIN_ROWS = 10
+SEED = 0
+
+
+class UserError(Exception):
+    """What the user can mend, in one sentence."""
+
+
+def main(argv=None):
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fastdiv", description="How far two distributions are apart, in nats, with standard errors."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="real data, published figures and speed, measured now")
+    compare = commands.add_parser(
+        "compare",
+        help="how far two samples are apart, column by column",
+        description="For each numeric column that both files have: KL(A‖B), KL(B‖A) and JS, by a logistic classifier "
+        "with quadratic log-odds, most different first. Rows are samples; columns are matched by name (an NPY "
+        "array's by position).",
+    )
+    compare.add_argument("a", metavar="A", help="CSV, Parquet or NPY file")
+    compare.add_argument("b", metavar="B", help="CSV, Parquet or NPY file")
+    compare.add_argument("--column", action="append", metavar="NAME", help="only this column (may be repeated)")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "demo":
+            _demo()
+        else:
+            _compare(arguments.a, arguments.b, arguments.column, arguments.json)
+    except UserError as error:
+        print(f"fastdiv: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastdiv: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _extra(module):
+    """Import a module that the cli extra brings."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UserError(f"this needs {package}: pip install 'fastdiv[cli]'") from None
+
+
+def _console(*, stderr=False):
+    return _extra("rich.console").Console(stderr=stderr)
+
+
+def _track(sequence, description):
+    """Iterate with a progress bar on the terminal's standard error."""
+    progress = _extra("rich.progress")
+    console = _console(stderr=True)
+    yield from progress.track(
+        sequence, description=description, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def _table(title, columns, rows):
+    """Print a table; the first column is text, the others are numbers."""
+    table = _extra("rich.table").Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = _console()
+    console.print()
+    console.print(table)
+
+
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+
+def _read_arrow(path):
+    """Return the columns of a CSV or Parquet file, by name."""
+    arrow = _extra("pyarrow")
+    try:
+        if path.suffix == ".csv":
+            table = _extra("pyarrow.csv").read_csv(path)
+        else:
+            table = _extra("pyarrow.parquet").read_table(path)
+    except arrow.ArrowInvalid as error:
+        if path.stat().st_size == 0 or "Empty CSV" in str(error):
+            raise UserError(f"{path} is empty") from None
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    repeated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path} has more than one column named {repeated[0]!r}")
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_decimal(kind):
+            columns[name] = column.cast(arrow.float64(), safe=False).to_numpy()
+        elif arrow.types.is_boolean(kind) or arrow.types.is_null(kind):
+            columns[name] = column.cast(arrow.int8()).cast(arrow.float64()).to_numpy()
+        else:
+            columns[name] = np.array([str(value) for value in column.to_pylist()], dtype=object)
+    return columns
+
+
+def _read_npy(path):
+    """Return the columns of an NPY array, by name or position."""
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if array.dtype.names:
+        columns = {name: array[name] for name in array.dtype.names}
+    elif array.ndim in (1, 2):
+        columns = {str(i): column for i, column in enumerate(np.reshape(array, (len(array), -1)).T)}
+    else:
+        raise UserError(f"{path} must hold one or two dimensions, got an array of shape {array.shape}")
+    return {
+        name: column.astype(np.float64) if column.dtype.kind in "fiub" else column.astype(str).astype(object)
+        for name, column in columns.items()
+    }
+
+
+READERS = {".csv": _read_arrow, ".parquet": _read_arrow, ".pq": _read_arrow, ".npy": _read_npy}
+
+
+def _read(path):
+    path = Path(path)
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"{path} must be a CSV, Parquet or NPY file, by its ending")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    columns = READERS[path.suffix.lower()](path)
+    if not columns or not len(next(iter(columns.values()))):
+        raise UserError(f"{path} is empty")
+    return columns
+
+
+def _first_text(column):
+    """Return the first entry that is not a number, with its row, and whether there is any number at all."""
+    first, numbers = None, False
+    for row, entry in enumerate(column, start=1):
+        if entry in ("", "None", "NA"):
+            continue
+        try:
+            float(entry)
+            numbers = True
+        except ValueError:
+            first = first or (row, entry)
+    return first, numbers
+
+
+def _numeric_columns(paths, tables, names):
+    """Return the columns to compare, and those left out because they hold text on both sides."""
+    common = [name for name in tables[0] if name in tables[1]]
+    for name in names or ():
+        for path, table in zip(paths, tables, strict=True):
+            if name not in table:
+                raise UserError(f"{path} has no column {name!r}; it has {', '.join(map(repr, table))}")
+    if not common:
+        raise UserError(f"{paths[0]} and {paths[1]} have no column in common")
+    numeric, text = [], []
+    for name in dict.fromkeys(names) if names else common:
+        is_text = [table[name].dtype == object for table in tables]
+        found = [_first_text(table[name]) if t else (None, True) for table, t in zip(tables, is_text, strict=True)]
+        if not names and all(is_text) and not any(numbers for _, numbers in found):
+            text.append(name)
+            continue
+        for path, (first, _) in zip(paths, found, strict=True):
+            if first:
+                row, entry = first
+                raise UserError(f"column {name!r} of {path} must be numeric, got {entry!r} in row {row}")
+        numeric.append(name)
+    if not numeric:
+        raise UserError(f"{paths[0]} and {paths[1]} have no numeric column in common")
+    return numeric, text
+
+
+def _complete_rows(path, table, names):
+    """Return the rows without missing values as a matrix, and how many were left out."""
+    matrix = np.column_stack([np.asarray(table[name], dtype=np.float64) for name in names])
+    for name, column in zip(names, matrix.T, strict=True):
+        if np.any(np.isinf(column)):
+            raise UserError(
+                f"column {name!r} of {path} must be finite, got inf in row {np.argmax(np.isinf(column)) + 1}"
+            )
+    complete = ~np.isnan(matrix).any(axis=1)
+    if complete.sum() < MIN_ROWS:
+        raise UserError(f"{path} must have at least {MIN_ROWS} complete rows, got {complete.sum()}")
+    return matrix[complete], int(np.sum(~complete))
+
+
+def _compare_columns(names, a, b):
+    """Return, most different first, (name, divergences, warnings) of each column."""
+    from .ratio import divergences_from_samples
+
+    results = []
+    for i, name in enumerate(_track(names, "comparing")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", AccuracyWarning)
+            found = divergences_from_samples(a[:, i], b[:, i], rng=SEED)
+        results.append((name, found, sorted({str(w.message) for w in caught if w.category is AccuracyWarning})))
+    return sorted(results, key=lambda result: -result[1]["js"])
+
+
+def _with_error(estimate, error=None):
+    """Format a value and its error to two digits of the error."""
+    error = estimate.error if error is None else error
+    digits = min(max(1 - math.floor(math.log10(error)), 0), 12) if error > 0 and math.isfinite(error) else 12
+    return f"{float(estimate):.{digits}f} ± {error:.{digits}f}"
+
+
+def _print_divergences(title, first_column, labels, results):
+    a, b = labels
+    _table(
+        title,
+        [first_column, f"KL({a}‖{b})", f"KL({b}‖{a})", "JS", ""],
+        [(name, *map(_with_error, found.values()), "separated" if notes else "") for name, found, notes in results],
+    )
+    notes = sorted({note for *_, notes in results for note in notes})
+    for note in notes:
+        _console().print(f"separated: {note}.", highlight=False)
+
+
+def _compare(path_a, path_b, names, as_json):
+    paths = (path_a, path_b)
+    tables = [_read(path) for path in paths]
+    names, text = _numeric_columns(paths, tables, names)
+    (a, missing_a), (b, missing_b) = (_complete_rows(*pair, names) for pair in zip(paths, tables, strict=True))
+    results = _compare_columns(names, a, b)
+    if as_json:
+        report = {
+            "a": {"path": path_a, "rows": len(a), "rows_left_out": missing_a},
+            "b": {"path": path_b, "rows": len(b), "rows_left_out": missing_b},
+            "text_columns_left_out": text,
+            "unit": "nat",
+            "columns": [
+                {
+                    "column": name,
+                    **{
+                        {"kl_pq": "kl_ab", "kl_qp": "kl_ba", "js": "js"}[key]: {
+                            "value": float(estimate),
+                            "standard_error": estimate.standard_error,
+                        }
+                        for key, estimate in found.items()
+                    },
+                    "warnings": notes,
+                }
+                for name, found, notes in results
+            ],
+        }
+        print(json.dumps(report, indent=2, allow_nan=False))
+        return
+    print(f"A: {path_a}, {len(a)} rows ({missing_a} left out for missing values)")
+    print(f"B: {path_b}, {len(b)} rows ({missing_b} left out for missing values)")
+    if text:
+        print(f"left out because they hold text: {', '.join(text)}")
+    _print_divergences("Divergences in nats, most different first", "column", "AB", results)
+
+
+# -- demo --------------------------------------------------------------------------------------------------------------
+
+
+def _demo():
+    _console()  # a missing extra is told before any work
+    _backend.show_config()
+    _demo_real_data()
+    _demo_figures()
+    _demo_speed()
+
+
+def _demo_real_data():
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    malignant = data.target == list(data.target_names).index("malignant")
+    results = _compare_columns(data.feature_names, data.data[malignant], data.data[~malignant])
+    title = "Breast-cancer measurements: how far malignant (M) is from benign (B), in nats"
+    _print_divergences(title, "measurement", "MB", results)
+
+
+def _figures():
+    """Yield (system, quantity, published figure, value now) for what the five systems publish."""
+    from .quadrature import trapezoid_kl
+    from .ratio import LogisticRatioClassifier
+
+    p, q = Normal(1, 1), Normal(0, 2)
+    rng = np.random.default_rng(SEED)
+    yield "S1", "KL, closed form", "0.44314718055994529", kl_divergence(p, q)
+    exact = kl_divergence(p, q, method="monte-carlo", n=5000, rng=rng)
+    yield "S1", "KL, mean of the exact log-ratio, 5000 draws", "0.437779", exact
+    yield "S1", "  its standard deviation", "0.596", exact.diagnostics["std"]
+    x_p, x_q = p.sample((500, 1), rng=rng), q.sample((500, 1), rng=rng)
+    model = LogisticRatioClassifier(degree=2, random_state=SEED).fit_samples(x_p, x_q)
+    estimated = model.kl_divergence(p.sample((5000, 1), rng=rng))
+    yield "S1", "KL, mean of the estimated log-ratio, 5000 draws", "0.437814", estimated
+    yield "S1", "  its standard deviation", "0.580", estimated.diagnostics["std_x_p"]
+    yield "S1", "training loss (here: quadratic log-odds)", "0.575", model.loss_curve_[-1]
+    js = js_divergence(p, q, method="monte-carlo", n=10_000, rng=rng)
+    yield "S1", "JS, Monte Carlo, 10 000 draws of each", "0.12771526", js
+    yield "S1", "  log 2 − JS, the least cross-entropy", "0.565432", math.log(2) - js
+    yield "S1", "JS, quadrature", "", js_divergence(p, q)
+    p, q = MultivariateNormal([1, 4], [1, 1]), MultivariateNormal([-3, 2], [6.25, 6.25])
+    yield "S2", "KL, closed form", "2.5925815", kl_divergence(p, q)
+    yield "S2", "KL, Monte Carlo, 10 000 draws", "", kl_divergence(p, q, method="monte-carlo", n=10_000, rng=rng)
+    p, q = Mixture([0.5, 0.5], [4, 6], [0.75, 0.75]), Normal(5, 1)
+    yield "S3", "KL(p‖q) at the start, trapezoid, 1000 points", "", trapezoid_kl(p, q)
+    yield "S3", "KL(q‖p) at the start, trapezoid, 1000 points", "", trapezoid_kl(q, p)
+    p, q = Mixture([0.4, 0.6], [-1, 4], [0.75, 0.5]), Normal(0, 1)
+    trapezoid = kl_divergence(p, q, method="trapezoid", bounds=(-5, 7), num=10_000)
+    yield "S4", "KL, trapezoid on (−5, 7), 10 000 points", "4.5455", trapezoid
+    yield "S4", "KL, Monte Carlo, 10⁶ draws", "4.5453", kl_divergence(p, q, method="monte-carlo", n=10**6, rng=rng)
+    yield "S4", "KL, quadrature", "", kl_divergence(p, q)
+
+
+def _demo_figures():
+    rows = []
+    for system, quantity, published, value in _track(list(_figures()), "figures"):
+        shown = _with_error(value) if hasattr(value, "error") else f"{value:.6f}"
+        rows.append((f"{system}  {quantity}", published, shown, getattr(value, "method", "")))
+    _table("Published figures", ["figure", "published", "fastdiv", "method"], rows)
+
+
+def _seconds(function, least=0.05, repeat=3):
+    """Return the least time of a call, each measured over enough calls to fill `least` seconds."""
+    start = time.perf_counter()
+    function()
+    calls = max(1, math.ceil(least / max(time.perf_counter() - start, 1e-9)))
+    best = math.inf
+    for _ in range(repeat):
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best
+
+
+def _demo_speed():
+    from ._cases import CASES
+
+    n, rows = 100_000, []
+    for name, case in _track([item for item in CASES.items() if item[0] != "merge_moments"], "timing"):
+        inputs, outputs = case(n)
+        times = {}
+        for backend in ("numpy", "cython", "numba"):
+            kernel = getattr(_backend.kernels(backend), name)
+            start = time.perf_counter()
+            kernel(*inputs, *outputs)
+            first = time.perf_counter() - start
+            times[backend] = _seconds(lambda kernel=kernel: kernel(*inputs, *outputs))  # noqa: B023
+        speedup = (times["numpy"] / times["cython"], times["numpy"] / times["numba"])
+        milliseconds = [f"{1e3 * times[backend]:.3g}" for backend in times]
+        rows.append((name, *milliseconds, f"{first:.2f} s", *(f"{ratio:.1f}×" for ratio in speedup)))
+    columns = ["kernel", "numpy ms", "cython ms", "numba ms", "numba 1st call", "cython", "numba"]
+    _table(f"Speed: one thread, float64, {n:,} points, 8 components, 10 columns", columns, rows)
