@@ -272,7 +272,7 @@ class Mixture:
         for k in range(self.n_components):
             chosen = component == k
             draws[chosen] = self.sample_component(k, np.count_nonzero(chosen), rng)
-        return draws.reshape(*shape, *self.event_shape)[()]
+        return draws.reshape(shape + self.event_shape)[()]
 
     def sample_component(self, k, n, rng):
         """Draw `n` samples of component `k`."""

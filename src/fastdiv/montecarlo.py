@@ -16,6 +16,8 @@ BLOCK_SIZE = 16384
 DEFAULT_N = 100_000
 PILOT_N = 10_000
 MAX_N = 10**9
+# Share of the variance that the extreme draws may carry; with two draws in a component it is a half.
+MAX_DOMINANCE = 0.4
 
 
 def new_moments():
@@ -93,7 +95,7 @@ def monte_carlo(p, q, n=None, rtol=None, rng=None, backend=None):
         extreme = np.maximum(high[chosen] - mean, mean - low[chosen]) ** 2
         dominance = np.sum(parts * extreme / np.where(m2 > 0, m2, 1)) / np.sum(parts) if np.any(parts > 0) else 0.0
     standard_error = math.sqrt(np.sum(parts))
-    if n >= 100 and not dominance < 0.5:
+    if n >= 100 and not dominance < MAX_DOMINANCE:
         warnings.warn(
             f"a few of the {n} draws carry the variance: the estimate and its standard error are not to be trusted",
             AccuracyWarning,

@@ -1,0 +1,140 @@
+"""Densities, moments and samples against SciPy."""
+
+import pickle
+
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from fastdiv import Mixture, MultivariateNormal, Normal, entropy, log_ratio, log_ratio_normal, optimal_classifier
+from fastdiv.distributions import midpoint
+
+WEIGHTS = np.array([0.2, 0.5, 0.3])
+MEANS = np.array([-1.0, 0.5, 4.0])
+STDS = np.array([0.5, 1.0, 2.0])
+COVS = np.array([[[2.0, 0.5], [0.5, 1.0]], [[1.0, -0.9], [-0.9, 1.0]], [[0.3, 0.0], [0.0, 5.0]]])
+MEANS_2D = np.array([[0.0, 0.0], [3.0, -1.0], [1.0, 4.0]])
+
+
+def scipy_mixture_logpdf(components, x):
+    terms = [np.log(w) + c.logpdf(x) for w, c in zip(WEIGHTS, components, strict=True)]
+    return special.logsumexp(terms, axis=0)
+
+
+def test_mixture_on_the_line_is_scipys(backend):
+    x = np.linspace(-20, 20, 999)
+    p = Mixture(WEIGHTS, MEANS, STDS)
+    components = [stats.norm(m, s) for m, s in zip(MEANS, STDS, strict=True)]
+    np.testing.assert_allclose(p.logpdf(x, backend=backend), scipy_mixture_logpdf(components, x), rtol=1e-13)
+    np.testing.assert_allclose(p.pdf(x), np.exp(p.logpdf(x)), rtol=1e-15)
+    np.testing.assert_allclose(
+        p.cdf(x), sum(w * c.cdf(x) for w, c in zip(WEIGHTS, components, strict=True)), rtol=1e-13
+    )
+    assert p.log_prob(0.3) == p.logpdf(0.3)
+
+
+def test_mixture_with_full_covariances_is_scipys(backend):
+    x = np.random.default_rng(0).normal(scale=4, size=(500, 2))
+    components = [stats.multivariate_normal(m, c) for m, c in zip(MEANS_2D, COVS, strict=True)]
+    p = Mixture(WEIGHTS, MEANS_2D, covs=COVS)
+    np.testing.assert_allclose(p.logpdf(x, backend=backend), scipy_mixture_logpdf(components, x), rtol=1e-12)
+
+
+def test_mixture_with_diagonal_covariances_is_the_full_one(backend):
+    x = np.random.default_rng(0).normal(scale=4, size=(500, 2))
+    stds = np.array([[1.0, 2.0], [0.5, 0.5], [3.0, 0.1]])
+    diagonal = Mixture(WEIGHTS, MEANS_2D, stds)
+    full = Mixture(WEIGHTS, MEANS_2D, covs=[np.diag(s**2) for s in stds])
+    np.testing.assert_allclose(diagonal.logpdf(x, backend=backend), full.logpdf(x, backend=backend), rtol=1e-13)
+
+
+def test_gaussians_are_mixtures_of_one():
+    assert Normal(1, 2).logpdf(0.5) == Mixture([1], [1], [2]).logpdf(0.5) == pytest.approx(stats.norm(1, 2).logpdf(0.5))
+    cov = COVS[0]
+    x = np.array([0.3, -2.0])
+    expected = stats.multivariate_normal([1, 2], cov).logpdf(x)
+    assert MultivariateNormal([1, 2], cov).logpdf(x) == pytest.approx(expected, rel=1e-14)
+    assert MultivariateNormal([1, 2], [4, 9]).logpdf(x) == pytest.approx(stats.norm([1, 2], [2, 3]).logpdf(x).sum())
+
+
+def test_float32_parameters_that_do_not_fit_are_computed_in_float64():
+    x = np.array([0.0, 1e-30], dtype=np.float32)
+    p = Normal(0, 1e-42)
+    assert p.logpdf(x).dtype == np.float32
+    np.testing.assert_allclose(p.logpdf(x), p.logpdf(x.astype(np.float64)), rtol=1e-6)
+
+
+def test_moments_are_those_of_the_density():
+    p = Mixture(WEIGHTS, MEANS, STDS)
+    mean = integrate.quad(lambda x: x * p.pdf(x), -30, 40)[0]
+    assert p.mean() == pytest.approx(mean, rel=1e-9)
+    assert p.variance() == pytest.approx(integrate.quad(lambda x: (x - mean) ** 2 * p.pdf(x), -30, 40)[0], rel=1e-7)
+    full = Mixture(WEIGHTS, MEANS_2D, covs=COVS)
+    draws = full.sample(200_000, rng=0)
+    np.testing.assert_allclose(full.mean(), draws.mean(axis=0), atol=0.03)
+    np.testing.assert_allclose(full.variance(), draws.var(axis=0), rtol=0.02)
+    np.testing.assert_allclose(full.moment_match().covs[0], np.cov(draws.T), atol=0.06)
+
+
+def test_samples_follow_the_distribution():
+    p = Mixture(WEIGHTS, MEANS, STDS)
+    assert stats.kstest(p.sample(20_000, rng=1), p.cdf).pvalue > 0.001
+    normal = MultivariateNormal([1, -2], COVS[1])
+    draws = normal.sample((100, 50), rng=1)
+    assert draws.shape == (100, 50, 2)
+    standard = np.linalg.solve(np.linalg.cholesky(COVS[1]), (draws.reshape(-1, 2) - [1, -2]).T)
+    assert stats.kstest(standard.ravel(), stats.norm.cdf).pvalue > 0.001
+
+
+def test_a_seed_fixes_the_samples():
+    p = Mixture(WEIGHTS, MEANS, STDS)
+    np.testing.assert_array_equal(p.sample(10, rng=7), p.sample(10, rng=np.random.default_rng(7)))
+    assert isinstance(p.sample(rng=0), float)
+
+
+def test_entropy():
+    assert Normal(3, 2).entropy() == pytest.approx(stats.norm(3, 2).entropy(), rel=1e-15)
+    expected = stats.multivariate_normal([0, 0], COVS[0]).entropy()
+    assert MultivariateNormal([0, 0], COVS[0]).entropy() == pytest.approx(expected, rel=1e-14)
+    p = Mixture(WEIGHTS, MEANS, STDS)
+    by_quad = integrate.quad(lambda x: -p.pdf(x) * p.logpdf(x), -30, 40, limit=200)[0]
+    assert p.entropy() == pytest.approx(by_quad, rel=1e-8)
+    # Far apart, a mixture's entropy is that of its label and of its parts.
+    apart = Mixture([0.5, 0.5], [[-50, 0], [50, 0]], [[1, 1], [1, 1]])
+    estimate = entropy(apart, n=20_000, rng=0)
+    expected = np.log(2) + 1 + np.log(2 * np.pi)
+    assert abs(estimate - expected) < 4 * estimate.standard_error
+
+
+def test_midpoint_is_the_mean_of_the_densities():
+    x = np.random.default_rng(0).normal(scale=3, size=(50, 2))
+    p, q = Mixture(WEIGHTS, MEANS_2D, covs=COVS), MultivariateNormal([1, 1], [4, 1])
+    for pair in ((p, q), (q, p), (q, q), (p, p)):
+        expected = (pair[0].pdf(x) + pair[1].pdf(x)) / 2
+        np.testing.assert_allclose(midpoint(*pair).pdf(x), expected, rtol=1e-12)
+
+
+def test_log_ratio_and_the_optimal_classifier():
+    x = np.linspace(-5, 5, 500)
+    p, q = Normal(1, 1), Normal(0, 2)
+    closed = log_ratio_normal(x, 1, 1, 0, 2)
+    np.testing.assert_allclose(log_ratio(x, p, q), closed, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(optimal_classifier(x, p, q), p.pdf(x) / (p.pdf(x) + q.pdf(x)), rtol=1e-13)
+    np.testing.assert_allclose(optimal_classifier(x, p, q), special.expit(closed), rtol=1e-13)
+
+
+def test_parameters_are_read_only_and_pickled():
+    p = Mixture(WEIGHTS, MEANS_2D, covs=COVS)
+    with pytest.raises(ValueError, match="read-only"):
+        p.means[0, 0] = 1
+    for original in (p, Normal(1, 2), MultivariateNormal([0, 0], [1, 2])):
+        copy = pickle.loads(pickle.dumps(original))
+        x = np.zeros((3, *original.event_shape))
+        np.testing.assert_array_equal(copy.logpdf(x), original.logpdf(x))
+        assert repr(copy) == repr(original)
+
+
+def test_representations():
+    assert repr(Normal(1, 2)) == "Normal(loc=1.0, scale=2.0)"
+    assert repr(MultivariateNormal([0, 1], [1, 4])) == "MultivariateNormal([0., 1.], [1., 4.])"
+    assert repr(Mixture([0.5, 0.5], [0, 1], [1, 2])) == "Mixture([0.5, 0.5], [0., 1.], stds=[1., 2.])"

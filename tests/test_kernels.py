@@ -1,0 +1,171 @@
+"""The kernel contract, and each kernel against the NumPy reference and against mpmath."""
+
+import importlib
+import inspect
+
+import mpmath
+import numpy as np
+import pytest
+from conftest import COMPILED, REFERENCE
+
+from fastdiv import Mixture
+from fastdiv import _kernels_numpy as reference
+from fastdiv._cases import CASES
+from fastdiv.montecarlo import new_moments
+
+
+@pytest.mark.parametrize("name", [REFERENCE, *COMPILED])
+def test_sets_export_the_same_kernels_with_the_same_signatures(name):
+    module = importlib.import_module(name)
+    assert module.__all__ == reference.__all__ == sorted(CASES)
+    for kernel in module.__all__:
+        parameters = list(inspect.signature(getattr(module, kernel)).parameters)
+        assert parameters == list(inspect.signature(getattr(reference, kernel)).parameters)
+
+
+@pytest.mark.parametrize("n", [2, 63, 64, 257, 1000])
+@pytest.mark.parametrize("k", [1, 3, 64])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_sets_agree_in_float64(kernels, name, n, k):
+    inputs, expected = CASES[name](n, k)
+    _, outputs = CASES[name](n, k)
+    getattr(reference, name)(*inputs, *expected)
+    getattr(kernels, name)(*inputs, *outputs)
+    for output, wanted in zip(outputs, expected, strict=True):
+        if name == "trapezoid_kl":
+            # The second sum is that of absolute errors, the scale on which the first one is rounded.
+            np.testing.assert_allclose(output, wanted, rtol=1e-13, atol=1e-15 * wanted[1])
+        else:
+            np.testing.assert_allclose(output, wanted, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [1, 8])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_float32_agrees_with_the_float64_reference(kernels, name, k):
+    inputs, outputs = CASES[name](1000, k, np.float32)
+    inputs64 = [a.astype(np.float64) if getattr(a, "dtype", None) == np.float32 else a for a in inputs]
+    _, expected = CASES[name](1000, k)
+    getattr(kernels, name)(*inputs, *outputs)
+    getattr(reference, name)(*inputs64, *expected)
+    for output, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_sgd_agrees_after_ten_epochs(kernels):
+    coefs = []
+    for module in (reference, kernels):
+        inputs, outputs = CASES["logistic_sgd_epoch"](5000)
+        for _ in range(10):
+            module.logistic_sgd_epoch(*inputs, *outputs)
+        coefs.append(outputs[0])
+    np.testing.assert_allclose(*coefs, rtol=1e-10)
+
+
+def mpmath_logpdf(x, mixture):
+    """The log-density to 50 digits; mpmath's exponents do not underflow."""
+    with mpmath.workdps(50):
+        total = mpmath.mpf(0)
+        for weight, mean, std in zip(mixture.weights, mixture.means, mixture.stds, strict=True):
+            z = (mpmath.mpf(x) - mpmath.mpf(float(mean))) / mpmath.mpf(float(std))
+            norm = mpmath.mpf(float(std)) * mpmath.sqrt(2 * mpmath.pi)
+            total += mpmath.mpf(float(weight)) / norm * mpmath.exp(-z * z / 2)
+        return mpmath.log(total)
+
+
+@pytest.fixture(scope="module")
+def random_mixtures():
+    """1000 mixtures of 1 to 64 components, stds from 1e-12 to 1e12, points to 1e150, and the true log-densities."""
+    rng = np.random.default_rng(2026)
+    cases = []
+    for i in range(1000):
+        k = 1 + i % 64
+        scale = 10 ** rng.uniform(-3, 3)
+        stds = 10 ** rng.uniform(-12, 12, k)
+        mixture = Mixture(rng.dirichlet(np.ones(k)), rng.normal(scale=scale, size=k), stds)
+        near = mixture.means[i % k] + mixture.stds[i % k] * rng.normal()
+        x = near if i % 2 else rng.choice([-1, 1]) * 10 ** rng.uniform(-10, 150)
+        cases.append((mixture, float(x), mpmath_logpdf(float(x), mixture)))
+    return cases
+
+
+def test_mixture_logpdf_against_mpmath(kernels, random_mixtures):
+    largest = mpmath.mpf(np.finfo(np.float64).max)
+    for mixture, x, expected in random_mixtures:
+        value = mixture.logpdf(x)
+        if expected < -largest:
+            assert value == -np.inf, (mixture, x)
+        else:
+            error = abs(mpmath.mpf(float(value)) - expected)
+            assert error <= 1e-13 * max(1, abs(expected)), (mixture, x, value, expected)
+
+
+def test_log_densities_are_minus_inf_only_where_a_float_cannot_hold_them(kernels):
+    p = Mixture([0.3, 0.7], [0.0, 1.0], [1.0, 2.0])
+    assert p.logpdf(1e150) == pytest.approx(-1.25e299, rel=1e-13)
+    # The square overflows and half of a quarter of it does not.
+    assert p.logpdf(3.7e154) == pytest.approx(-0.125 * 3.7e154 * 3.7e154, rel=1e-13)
+    assert p.logpdf(1e155) == -np.inf
+    assert Mixture([0.5, 0.5], [0, 0], [1e-300, 1e-300]).logpdf(0.0) == pytest.approx(689.856589, rel=1e-9)
+
+
+def test_a_zero_weight_contributes_nothing(kernels):
+    x = np.array([-3.0, 0.0, 50.0])
+    with_zero = Mixture([0.4, 0.0, 0.6], [0, 50, 1], [1, 1e-6, 2])
+    without = Mixture([0.4, 0.6], [0, 1], [1, 2])
+    np.testing.assert_array_equal(with_zero.logpdf(x), without.logpdf(x))
+
+
+def test_logsumexp_rows_keeps_small_remainders(kernels):
+    rows = np.array([[0.0, -50.0], [1e4, 1e4], [-1e4, -1e4], [0.0, -800.0], [-np.inf, -np.inf], [np.inf, 1.0]])
+    out = np.empty(len(rows))
+    kernels.logsumexp_rows(rows, out)
+    expected = [np.exp(-50), 1e4 + np.log(2), -1e4 + np.log(2), 0.0, -np.inf, np.inf]
+    np.testing.assert_allclose(out, expected, rtol=1e-15)
+
+
+def test_moments_of_a_large_offset_keep_their_digits(kernels):
+    # Integers near 1e9: every sum in exact arithmetic is known.
+    values = 1e9 + np.arange(10_001.0) % 7
+    moments = new_moments()
+    kernels.log_ratio_moments(values, np.zeros_like(values), moments)
+    exact = np.arange(10_001) % 7
+    assert moments[0] == 10_001
+    assert moments[1] + moments[5] == pytest.approx(1e9 + exact.mean(), rel=1e-16)
+    assert moments[2] == pytest.approx(np.sum((exact - exact.mean()) ** 2), rel=1e-12)
+    assert (moments[3], moments[4]) == (1e9, 1e9 + 6)
+
+
+def test_moments_merge_as_if_taken_at_once(kernels):
+    rng = np.random.default_rng(3)
+    log_p, log_q = rng.normal(size=(2, 5000))
+    whole, merged = new_moments(), new_moments()
+    kernels.log_ratio_moments(log_p, log_q, whole)
+    for part in np.split(np.arange(5000), [0, 1, 700, 4999]):
+        moments = new_moments()
+        kernels.log_ratio_moments(log_p[part], log_q[part], moments)
+        kernels.merge_moments(moments, merged)
+    np.testing.assert_allclose(merged[:5], whole[:5], rtol=1e-13)
+
+
+def test_moments_of_an_infinite_ratio(kernels):
+    moments = new_moments()
+    kernels.log_ratio_moments(np.zeros(600), np.where(np.arange(600) == 400, -np.inf, 0.0), moments)
+    assert moments[1] == np.inf
+    assert np.isnan(moments[2])
+
+
+def test_an_sgd_step_is_the_gradient_step(kernels):
+    # One batch from zero: probabilities are 1/2, so the step is rate * mean of weight (y - 1/2) x.
+    X = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0]])
+    y, weight = np.array([1.0, 0.0, 1.0]), np.array([1.0, 2.0, 0.5])
+    coef, velocity, out = np.zeros(3), np.zeros(3), np.empty(1)
+    kernels.logistic_sgd_epoch(X, y, weight, np.arange(3, dtype=np.intp), 3, 0.1, 0.9, 0.0, coef, velocity, out)
+    step = 0.1 * np.mean((weight * (y - 0.5))[:, None] * np.column_stack([X, np.ones(3)]), axis=0)
+    np.testing.assert_allclose(coef, step, rtol=1e-15)
+    assert out[0] == pytest.approx(weight.sum() * np.log(2), rel=1e-15)
+    # The second: momentum times the first step, less the penalty's pull, plus the new gradient.
+    before = coef.copy()
+    kernels.logistic_sgd_epoch(X, y, weight, np.arange(3, dtype=np.intp), 3, 0.1, 0.9, 0.5, coef, velocity, out)
+    residual = weight * (y - 1 / (1 + np.exp(-(X @ before[:2] + before[2]))))
+    gradient = np.append(X.T @ residual / 3 - 0.5 * before[:2], residual.mean())
+    np.testing.assert_allclose(coef - before, 0.9 * step + 0.1 * gradient, rtol=1e-13)
