@@ -6,8 +6,8 @@ import inspect
 import mpmath
 import numpy as np
 import pytest
-from conftest import COMPILED, REFERENCE
 
+from conftest import COMPILED, REFERENCE
 from fastdiv import Mixture
 from fastdiv import _kernels_numpy as reference
 from fastdiv._cases import CASES

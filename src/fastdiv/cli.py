@@ -100,7 +100,7 @@ def _read_arrow(path):
     """Return the columns of a CSV or Parquet file, by name."""
     arrow = _extra("pyarrow")
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             table = _extra("pyarrow.csv").read_csv(path)
         else:
             table = _extra("pyarrow.parquet").read_table(path)
@@ -134,7 +134,7 @@ def _read_npy(path):
     if array.dtype.names:
         columns = {name: array[name] for name in array.dtype.names}
     elif array.ndim in (1, 2):
-        columns = {str(i): column for i, column in enumerate(np.reshape(array, (len(array), -1)).T)}
+        columns = {str(i): column for i, column in enumerate(np.atleast_2d(array.T))}
     else:
         raise UserError(f"{path} must hold one or two dimensions, got an array of shape {array.shape}")
     return {
@@ -225,11 +225,8 @@ def _compare_columns(names, a, b):
     return sorted(results, key=lambda result: -result[1]["js"])
 
 
-def _with_error(estimate, error=None):
-    """Format a value and its error to two digits of the error."""
-    error = estimate.error if error is None else error
-    digits = min(max(1 - math.floor(math.log10(error)), 0), 12) if error > 0 and math.isfinite(error) else 12
-    return f"{float(estimate):.{digits}f} ± {error:.{digits}f}"
+def _without_method(estimate):
+    return str(estimate).partition(" (")[0]
 
 
 def _print_divergences(title, first_column, labels, results):
@@ -237,7 +234,7 @@ def _print_divergences(title, first_column, labels, results):
     _table(
         title,
         [first_column, f"KL({a}‖{b})", f"KL({b}‖{a})", "JS", ""],
-        [(name, *map(_with_error, found.values()), "separated" if notes else "") for name, found, notes in results],
+        [(name, *map(_without_method, found.values()), "separated" if notes else "") for name, found, notes in results],
     )
     notes = sorted({note for *_, notes in results for note in notes})
     for note in notes:
@@ -338,7 +335,7 @@ def _figures():
 def _demo_figures():
     rows = []
     for system, quantity, published, value in _track(list(_figures()), "figures"):
-        shown = _with_error(value) if hasattr(value, "error") else f"{value:.6f}"
+        shown = _without_method(value) if hasattr(value, "error") else f"{value:.6f}"
         rows.append((f"{system}  {quantity}", published, shown, getattr(value, "method", "")))
     _table("Published figures", ["figure", "published", "fastdiv", "method"], rows)
 

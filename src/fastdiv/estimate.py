@@ -95,12 +95,11 @@ class Estimate(float):
         return float(self) - margin, float(self) + margin
 
     def __repr__(self):
-        if math.isfinite(self) and math.isfinite(self.error) and self.error > 0:
-            digits = 1 - math.floor(math.log10(self.error))  # two digits of the error
-            text = f"{float(self):.{max(digits, 0)}f} ± {self.error:.2g}"
-            if abs(self) >= 1e16 or digits > 20:
-                text = f"{float(self):.17g} ± {self.error:.2g}"
-        else:
-            text = f"{float(self)!r} ± {self.error:.2g}"
+        value, error = f"{float(self)!r}", f"{self.error:.2g}"
+        if abs(self) < 1e16 and 1e-19 < self.error < 1e16:
+            digits = max(1 - math.floor(math.log10(self.error)), 0)  # two digits of the error
+            value = f"{float(self):.{digits}f}"
+            if digits <= 6:
+                error = f"{self.error:.{digits}f}"
         count = f", n={self.n_evaluations}" if self.n_evaluations else ""
-        return f"{text} ({self.method}{count})"
+        return f"{value} ± {error} ({self.method}{count})"

@@ -152,7 +152,7 @@ def running_mean(values):
     >>> mean
     array([1., 2., 2.])
     >>> standard_error.round(6)
-    array([     nan, 1.      , 0.57735])
+    array([    nan, 1.     , 0.57735])
     """
     values = as_float_array(values, "values").astype(np.float64)
     if values.ndim != 1:

@@ -1,0 +1,170 @@
+"""The command line: what it prints, and one clear sentence where it cannot go on."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastdiv import Normal, js_divergence, kl_divergence
+from fastdiv.cli import main
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("rich")
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+
+@pytest.fixture
+def columns():
+    rng = np.random.default_rng(0)
+    a = {"same": rng.normal(size=800), "far": Normal(1, 1).sample(800, rng=rng)}
+    b = {"far": Normal(0, 2).sample(600, rng=rng), "same": rng.normal(size=600), "only_b": np.zeros(600)}
+    return a, b
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """A writer of a named file in the working directory, by its ending."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def write(name, content):
+        if isinstance(content, str):
+            (tmp_path / name).write_text(content, encoding="utf-8")
+        elif name.endswith(".csv"):
+            csv.write_csv(pa.table(content), name)
+        elif name.endswith(".parquet"):
+            parquet.write_table(pa.table(content), name)
+        else:
+            np.save(name, content)
+        return name
+
+    return write
+
+
+def numbers(*rows):
+    return "\n".join(["x,y", *rows, *(f"{i % 7},{i % 5}" for i in range(30))])
+
+
+def test_compare_prints_the_most_different_column_first(write, columns, capsys):
+    a, b = (write(name, content) for name, content in zip(("a.csv", "b.parquet"), columns, strict=True))
+    assert main(["compare", a, b]) == 0
+    out = capsys.readouterr().out
+    assert "A: a.csv, 800 rows (0 left out for missing values)" in out
+    assert "KL(A‖B)" in out
+    assert out.index("far") < out.index("same")
+    assert "only_b" not in out
+
+
+def test_compare_as_json_holds_the_truth(write, columns, capsys):
+    a, b = (write(name, content) for name, content in zip(("a.csv", "b.parquet"), columns, strict=True))
+    assert main(["compare", a, b, "--json", "--column", "far"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["a"] == {"path": "a.csv", "rows": 800, "rows_left_out": 0}
+    (column,) = report["columns"]
+    p, q = Normal(1, 1), Normal(0, 2)
+    truths = {"kl_ab": kl_divergence(p, q), "kl_ba": kl_divergence(q, p), "js": js_divergence(p, q)}
+    for name, truth in truths.items():
+        assert abs(column[name]["value"] - truth) < 4 * column[name]["standard_error"]
+    assert column["warnings"] == []
+
+
+def test_npy_columns_are_matched_by_position_and_structured_ones_by_name(write, columns, capsys):
+    a, b = columns
+    write("a.npy", np.column_stack([a["same"], a["far"]]))
+    write("b.npy", np.column_stack([b["same"], b["far"]]))
+    assert main(["compare", "a.npy", "b.npy", "--json"]) == 0
+    assert [c["column"] for c in json.loads(capsys.readouterr().out)["columns"]] == ["1", "0"]
+    write("s.npy", np.rec.fromarrays([a["far"]], names="far").view(np.ndarray))
+    write("b.csv", b)
+    assert main(["compare", "s.npy", "b.csv", "--json"]) == 0
+    assert [c["column"] for c in json.loads(capsys.readouterr().out)["columns"]] == ["far"]
+
+
+def test_rows_with_missing_values_are_counted_reported_and_left_out(write, columns, capsys):
+    write("a.csv", numbers(",1", "2,NA", "NaN,3"))
+    write("b.csv", numbers())
+    assert main(["compare", "a.csv", "b.csv"]) == 0
+    assert "A: a.csv, 30 rows (3 left out for missing values)" in capsys.readouterr().out
+    assert main(["compare", "a.csv", "b.csv", "--json", "--column", "x"]) == 0
+    assert json.loads(capsys.readouterr().out)["a"] == {"path": "a.csv", "rows": 31, "rows_left_out": 2}
+
+
+def test_columns_of_text_are_left_out_and_named(write, capsys):
+    for name in ("a.csv", "b.csv"):
+        write(name, "label,x\n" + "\n".join(f"cell{i},{i % 9}" for i in range(40)))
+    assert main(["compare", "a.csv", "b.csv"]) == 0
+    assert "left out because they hold text: label" in capsys.readouterr().out
+
+
+def test_separated_samples_are_told(write, capsys):
+    write("a.npy", np.linspace(0, 1, 50))
+    write("b.npy", np.linspace(5, 6, 50))
+    assert main(["compare", "a.npy", "b.npy"]) == 0
+    out = capsys.readouterr().out
+    assert "separated" in out
+    assert "the density ratio is unbounded" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("a", "arguments", "sentence"),
+    [
+        (None, [], "there is no file a.csv"),
+        ("", [], "a.csv is empty"),
+        ("x,y\n", [], "a.csv is empty"),
+        ("u,v\n1,2\n", [], "a.csv and b.csv have no column in common"),
+        (numbers("1,two"), [], "column 'y' of a.csv must be numeric, got 'two' in row 1"),
+        (numbers("1,inf"), [], "column 'y' of a.csv must be finite, got inf in row 1"),
+        (numbers(), ["--column", "z"], "a.csv has no column 'z'; it has 'x', 'y'"),
+        ("x,y\n1,2\n3,4\n", [], "a.csv must have at least 10 complete rows, got 2"),
+        ("x,x\n1,2\n", [], "a.csv has more than one column named 'x'"),
+        ("x,y\n1,2\n3\n", [], "a.csv cannot be read: CSV parse error"),
+    ],
+)
+def test_what_cannot_be_compared_gets_one_sentence_and_status_2(write, capsys, a, arguments, sentence):
+    write("b.csv", numbers())
+    if a is not None:
+        write("a.csv", a)
+    assert main(["compare", "a.csv", "b.csv", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"fastdiv: {sentence}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.txt", "x\n1\n", "a.txt must be a CSV, Parquet or NPY file, by its ending"),
+        ("a.npy", "not an array", "a.npy cannot be read: "),
+        ("a.npy", "", "a.npy is empty"),
+        ("a.npy", np.zeros((0, 2)), "a.npy is empty"),
+        ("a.npy", np.zeros((20, 2, 2)), "a.npy must hold one or two dimensions, got an array of shape (20, 2, 2)"),
+        ("a.parquet", "not a table", "a.parquet cannot be read: "),
+        ("a.parquet", "", "a.parquet is empty"),
+    ],
+)
+def test_files_that_cannot_be_read(write, capsys, name, content, sentence):
+    write("b.csv", numbers())
+    write(name, content)
+    assert main(["compare", name, "b.csv"]) == 2
+    assert capsys.readouterr().err.startswith(f"fastdiv: {sentence}")
+
+
+def test_a_missing_extra_is_named(write, monkeypatch, capsys):
+    write("b.csv", numbers())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["compare", "b.csv", "b.csv"]) == 2
+    assert "pip install 'fastdiv[cli]'" in capsys.readouterr().err
+
+
+def test_demo_runs_as_a_module():
+    command = [sys.executable, "-W", "error", "-m", "fastdiv", "demo"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "140"})
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for text in ("worst perimeter", "0.44314718055994529", "4.5455", "mixture_logpdf", "logistic_sgd_epoch"):
+        assert text in result.stdout

@@ -1,0 +1,58 @@
+"""How the package is put together."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastdiv
+
+SOURCE = Path(fastdiv.__file__).parent
+FLOORS = [
+    ["_kernels", "_kernels_numba", "_kernels_numpy", "_cpu"],
+    ["_backend", "_arrays"],
+    ["distributions", "_logsumexp", "estimate"],
+    ["closed_form", "quadrature", "montecarlo", "_cases"],
+    ["divergences", "ratio"],
+    ["cli"],
+    ["__init__", "__main__"],
+]
+
+
+def test_import_brings_numpy_and_nothing_heavier():
+    code = (
+        "import sys, fastdiv; fastdiv.Mixture([1], [0], [1]).logpdf(0.5); fastdiv.kl_normal(0, 1, 1, 2);"
+        "print([m for m in ('scipy', 'numba', 'sklearn', 'matplotlib', 'pyarrow', 'rich') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    for name in fastdiv.__all__:
+        assert hasattr(fastdiv, name)
+    assert set(fastdiv.__all__) <= set(dir(fastdiv))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        fastdiv.nothing  # noqa: B018
+
+
+def test_the_stub_describes_the_compiled_module():
+    command = [sys.executable, "-m", "mypy.stubtest", "fastdiv._kernels"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_files_import_only_from_floors_below():
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    files = list(SOURCE.glob("*.py"))
+    assert {path.stem for path in files} <= set(floor)
+    for path in files:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                    assert floor[name] <= floor[path.stem], f"{path.stem} imports {name}"
+
+
+def test_subnormals_survive_the_import():
+    assert sys.float_info.min / 2 > 0

@@ -1,0 +1,156 @@
+"""The ratio classifier as a scikit-learn estimator and as an estimate of the log-ratio."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fastdiv import LogisticRatioClassifier, Normal, js_divergence, kl_divergence, log_ratio_normal, use_backend
+from fastdiv.ratio import divergences_from_samples
+
+P, Q = Normal(1, 1), Normal(0, 2)
+
+
+def samples(n_p, n_q, seed=0):
+    rng = np.random.default_rng(seed)
+    return P.sample((n_p, 1), rng=rng), Q.sample((n_q, 1), rng=rng)
+
+
+@parametrize_with_checks(
+    [LogisticRatioClassifier()],
+    expected_failed_checks=lambda estimator: {
+        "check_sample_weight_equivalence_on_dense_data": "repeated rows fall into several mini-batches",
+    },
+)
+@pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning", "ignore::sklearn.exceptions.SkipTestWarning")
+def test_it_is_a_scikit_learn_estimator(estimator, check):
+    check(estimator)
+
+
+def test_it_reaches_the_optimum_of_the_penalised_loss():
+    x_p, x_q = samples(3000, 2000)
+    model = LogisticRatioClassifier(degree=2, alpha=1e-3, random_state=0).fit_samples(x_p, x_q)
+    terms = model.terms_.transform(np.r_[x_p, x_q])
+    exact = LogisticRegression(C=1 / (1e-3 * 5000), tol=1e-10).fit(terms, np.repeat([1, 0], [3000, 2000]))
+    np.testing.assert_allclose(model.coef_, exact.coef_, rtol=0.02)
+    np.testing.assert_allclose(model.intercept_, exact.intercept_, atol=0.02)
+
+
+def test_quadratic_log_odds_find_the_log_ratio_of_two_gaussians():
+    model = LogisticRatioClassifier(degree=2, random_state=0).fit_samples(*samples(50_000, 50_000))
+    x = np.linspace(-2, 4, 50)
+    np.testing.assert_allclose(model.log_ratio(x[:, None]), log_ratio_normal(x, 1, 1, 0, 2), atol=0.1)
+    np.testing.assert_allclose(model.ratio(x[:, None]), np.exp(model.log_ratio(x[:, None])))
+
+
+def test_the_prior_correction_makes_up_for_unequal_samples():
+    x = np.linspace(-2, 4, 50)[:, None]
+    even = LogisticRatioClassifier(degree=2, random_state=0).fit_samples(*samples(40_000, 40_000))
+    uneven = LogisticRatioClassifier(degree=2, random_state=0).fit_samples(*samples(100_000, 20_000))
+    np.testing.assert_allclose(uneven.log_ratio(x), even.log_ratio(x), atol=0.12)
+    assert uneven.log_prior_ratio_ == pytest.approx(np.log(1 / 5))
+    np.testing.assert_array_equal(uneven.log_ratio(x), uneven.decision_function(x) + uneven.log_prior_ratio_)
+
+
+def test_weights_enter_the_prior_correction():
+    x_p, x_q = samples(20_000, 20_000)
+    weighted = LogisticRatioClassifier(degree=2, random_state=0)
+    weighted.fit_samples(x_p, x_q, sample_weight_p=np.full(len(x_p), 3.0))
+    plain = LogisticRatioClassifier(degree=2, random_state=0).fit_samples(x_p, x_q)
+    assert weighted.log_prior_ratio_ == pytest.approx(-np.log(3))
+    x = np.linspace(-2, 4, 50)[:, None]
+    np.testing.assert_allclose(weighted.log_ratio(x), plain.log_ratio(x), atol=0.1)
+
+
+def test_probabilities_labels_and_score():
+    x_p, x_q = samples(500, 400)
+    X, y = np.r_[x_p, x_q], np.repeat(["b-numerator", "a-denominator"], [500, 400])
+    model = LogisticRatioClassifier(degree=2, random_state=0).fit(X, y)
+    assert model.classes_.tolist() == ["a-denominator", "b-numerator"]
+    np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1, rtol=1e-15)
+    assert model.score(X, y) > 0.6
+    assert len(model.loss_curve_) == model.n_iter_
+    assert model.loss_curve_[-1] < model.loss_curve_[0] < 1
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_backends_fit_the_same_weights(dtype):
+    x_p, x_q = (x.astype(dtype) for x in samples(500, 500))
+    coefs = []
+    for backend in ("numpy", "cython", "numba"):
+        model = LogisticRatioClassifier(degree=2, max_iter=10, tol=0, random_state=3, backend=backend)
+        with pytest.warns(match="no convergence"):
+            coefs.append(model.fit_samples(x_p, x_q).coef_)
+    assert coefs[0].dtype == dtype
+    for coef in coefs[1:]:
+        np.testing.assert_allclose(coef, coefs[0], rtol=1e-10 if dtype == np.float64 else 1e-4)
+
+
+def test_the_context_chooses_the_backend_too():
+    x_p, x_q = samples(200, 200)
+    expected = LogisticRatioClassifier(random_state=0, backend="numpy").fit_samples(x_p, x_q).coef_
+    with use_backend("numpy"):
+        np.testing.assert_array_equal(LogisticRatioClassifier(random_state=0).fit_samples(x_p, x_q).coef_, expected)
+
+
+def test_it_works_inside_scikit_learn():
+    x_p, x_q = samples(500, 500)
+    X, y = np.r_[x_p, x_q], np.repeat([1, 0], 500)
+    pipeline = make_pipeline(StandardScaler(), LogisticRatioClassifier(degree=2, random_state=0))
+    assert cross_val_score(pipeline, X, y, cv=3).mean() > 0.6
+    assert clone(pipeline).fit(X, y).predict(X).shape == (1000,)
+
+
+def test_data_frames_keep_their_feature_names():
+    pandas = pytest.importorskip("pandas")
+    x_p, x_q = (pandas.DataFrame(x, columns=["height"]) for x in samples(300, 300))
+    X, y = pandas.concat([x_p, x_q]), np.repeat([1, 0], 300)
+    model = LogisticRatioClassifier(random_state=0).fit(X, y)
+    assert model.feature_names_in_.tolist() == ["height"]
+    assert model.kl_divergence(x_p) > 0
+    with pytest.raises(ValueError, match="feature names"):
+        model.log_ratio(x_p.rename(columns={"height": "weight"}))
+
+
+def test_estimates_on_new_samples_hold_the_spread_of_the_fit():
+    truth = {"kl": kl_divergence(P, Q), "js": js_divergence(P, Q)}
+    scores = {"kl": [], "js": []}
+    for seed in range(100):
+        model = LogisticRatioClassifier(degree=2, random_state=seed).fit_samples(*samples(500, 500, seed))
+        x_p, x_q = samples(500, 500, seed + 1000)
+        for name, estimate in (("kl", model.kl_divergence(x_p)), ("js", model.js_divergence(x_p, x_q))):
+            scores[name].append((estimate - truth[name]) / estimate.standard_error)
+    for name, score in scores.items():
+        assert 0.75 < np.std(score) < 1.25, name
+        assert np.mean(np.abs(score) < 1.96) >= 0.88, name
+
+
+def test_intervals_of_cross_fitted_divergences_cover():
+    truth = {"kl_pq": kl_divergence(P, Q), "kl_qp": kl_divergence(Q, P), "js": js_divergence(P, Q)}
+    covered = dict.fromkeys(truth, 0)
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        found = divergences_from_samples(P.sample(500, rng=rng), Q.sample(500, rng=rng), rng=seed)
+        for name, estimate in found.items():
+            low, high = estimate.confidence_interval()
+            covered[name] += low < truth[name] < high
+    for name, count in covered.items():
+        # 95 % of 150 is 142.5, its standard deviation 2.7.
+        assert count >= 0.88 * 150, name
+
+
+def test_a_seed_fixes_the_divergences():
+    x_p, x_q = samples(100, 80)
+    assert divergences_from_samples(x_p, x_q, rng=1) == divergences_from_samples(x_p, x_q, rng=1)
+    assert divergences_from_samples(x_p, x_q, rng=1) != divergences_from_samples(x_p, x_q, rng=2)
+
+
+def test_same_distributions_are_not_told_apart():
+    rng = np.random.default_rng(0)
+    found = divergences_from_samples(rng.normal(size=(2000, 3)), rng.normal(size=(2000, 3)), rng=0)
+    for estimate in found.values():
+        assert abs(estimate) < 4 * estimate.standard_error + 0.02
