@@ -1,5 +1,7 @@
 """Published figures, closed forms, limits, and error bars that hold."""
 
+import functools
+import itertools
 import math
 
 import mpmath
@@ -16,6 +18,7 @@ from fastdiv import (
     kl_divergence,
     kl_normal,
     log_ratio,
+    log_ratio_normal,
     running_mean,
     trapezoid_kl,
 )
@@ -48,6 +51,17 @@ def mpmath_kl_mixtures(p, q, points):
 def test_s1_in_closed_form():
     assert abs(kl_divergence(*S1) - S1_KL) < 1e-15
     assert abs(kl_normal(1, 1, 0, 2) - S1_KL) < 1e-15
+
+
+def test_closed_forms_at_the_ends_of_the_range():
+    assert kl_normal(0, 1e200, 0, 1e-200) == math.inf
+    assert kl_normal(0, 1e-200, 0, 1e200) == pytest.approx(400 * math.log(10) - 0.5, rel=1e-14)
+    np.testing.assert_array_equal(log_ratio_normal([-np.inf, np.inf], 1, 1, 0, 2), [-np.inf, -np.inf])
+    np.testing.assert_array_equal(log_ratio_normal([-np.inf, np.inf], 1, 2, 0, 2), [-np.inf, np.inf])
+    stretched = [MultivariateNormal([0, 0], np.diag([c * 1e-24, c * 1e24])) for c in (1.0, 4.0)]
+    estimate = kl_divergence(*stretched)
+    assert estimate == pytest.approx(2 * kl_normal(0, 1, 0, 2), abs=estimate.error)
+    assert estimate.error < 1e-12
 
 
 def test_s2_in_closed_form():
@@ -144,6 +158,47 @@ def test_quadrature_where_scales_are_far_apart():
     assert estimate.method == "quadrature"
     assert abs(estimate - expected) <= max(estimate.error, 1e-12 * expected)
     assert estimate.error <= 1e-9 * expected
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "truth"),
+    [
+        # Each pair's parts lie so far apart that its divergence is the weighted sum of theirs.
+        (([0.9, 0.1], [0, 1e8], [1, 1e-9]), ([0.9, 0.1], [0, 1e8], [1, 2e-9]), 0.1 * (math.log(2) - 3 / 8)),
+        (([1.0], [1e6], [1e-12]), ([1.0], [1e6], [2e-12]), math.log(2) - 3 / 8),
+        # Two needles in a standard normal: mean of -log(2 s sqrt(2 pi)) - 1/2 + log sqrt(2 pi) + x^2 / 2.
+        (([0.5, 0.5], [0, 1], [1e-12, 1e-12]), ([1.0], [0], [1]), -math.log(2e-12) - 0.5 + 0.25),
+    ],
+)
+@pytest.mark.parametrize("method", ["quadrature", "monte-carlo"])
+def test_needles_far_from_the_origin_keep_their_digits(p, q, truth, method):
+    estimate = kl_divergence(Mixture(*p), Mixture(*q), method=method, rng=0, n=20_000)
+    assert abs(estimate - truth) <= max(4 * estimate.error, 1e-14 * truth)
+    assert 0 < estimate.error < (1e-8 if method == "quadrature" else 0.05)
+
+
+def density_times_log_ratio(x, p, q):
+    return p.pdf(x) * (p.logpdf(x) - q.logpdf(x))
+
+
+def test_random_mixtures_against_quad_in_many_panels():
+    rng = np.random.default_rng(5)
+    for _ in range(25):
+        k = rng.integers(1, 6)
+        p, q = (Mixture(rng.dirichlet(np.ones(k)), rng.normal(size=k), 10 ** rng.uniform(-3, 3, k)) for _ in "pq")
+        knots = np.unique(np.concatenate([d.means + s * d.stds for d in (p, q) for s in range(-12, 13)]))
+        integrand = functools.partial(density_times_log_ratio, p=p, q=q)
+        panels = [integrate.quad(integrand, *ends, epsabs=1e-13, epsrel=1e-12) for ends in itertools.pairwise(knots)]
+        expected = math.fsum(value for value, _ in panels)
+        estimate = kl_divergence(p, q, method="quadrature")
+        assert abs(estimate - expected) <= estimate.error + 1e-11 * (1 + expected)
+        assert estimate.error <= 1e-9 * (1 + expected)
+
+
+def test_an_infinite_divergence_is_inf():
+    narrow = Mixture([0.5, 0.5], [0, 1], [1e-170, 1e-170])
+    for method in ("quadrature", "monte-carlo"):
+        assert kl_divergence(Normal(0, 1), narrow, method=method, rng=0) == math.inf
 
 
 def test_quadrature_does_not_depend_on_units():
@@ -259,6 +314,23 @@ def test_running_mean():
     assert np.isnan(standard_error[0])
     estimates, errors = running_mean(log_ratio(S2[0].sample(10_000, rng=1), *S2))
     assert abs(estimates[-1] - 2.5925815) < 4 * errors[-1]
+
+
+def test_running_mean_before_an_infinity_is_unharmed():
+    mean, _ = running_mean([1.0, 2.0, 3.0, np.inf, 5.0])
+    np.testing.assert_array_equal(mean, [1, 1.5, 2, np.inf, np.inf])
+
+
+@pytest.mark.filterwarnings("ignore:a few of the 150 draws")
+def test_intervals_of_few_draws_are_wide_enough():
+    p = Mixture(np.full(50, 0.02), np.linspace(-3, 3, 50), np.ones(50))
+    q = Normal(0, 2)
+    truth = kl_divergence(p, q)
+    covered = 0
+    for seed in range(400):
+        low, high = kl_divergence(p, q, method="monte-carlo", n=150, rng=seed).confidence_interval()
+        covered += low < truth < high
+    assert covered >= 0.92 * 400
 
 
 def test_running_mean_survives_a_jump():

@@ -20,12 +20,7 @@ def samples(n_p, n_q, seed=0):
     return P.sample((n_p, 1), rng=rng), Q.sample((n_q, 1), rng=rng)
 
 
-@parametrize_with_checks(
-    [LogisticRatioClassifier()],
-    expected_failed_checks=lambda estimator: {
-        "check_sample_weight_equivalence_on_dense_data": "repeated rows fall into several mini-batches",
-    },
-)
+@parametrize_with_checks([LogisticRatioClassifier()])
 @pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning", "ignore::sklearn.exceptions.SkipTestWarning")
 def test_it_is_a_scikit_learn_estimator(estimator, check):
     check(estimator)
@@ -64,6 +59,23 @@ def test_weights_enter_the_prior_correction():
     assert weighted.log_prior_ratio_ == pytest.approx(-np.log(3))
     x = np.linspace(-2, 4, 50)[:, None]
     np.testing.assert_allclose(weighted.log_ratio(x), plain.log_ratio(x), atol=0.1)
+
+
+def test_a_row_without_weight_is_as_if_it_were_not_there():
+    x_p, x_q = samples(300, 300)
+    plain = LogisticRatioClassifier(degree=2, random_state=0).fit_samples(x_p, x_q)
+    weights = np.append(np.ones(300), 0.0)
+    padded = LogisticRatioClassifier(degree=2, random_state=0)
+    padded.fit_samples(np.append(x_p, [[1e6]], axis=0), x_q, sample_weight_p=weights)
+    np.testing.assert_array_equal(padded.log_ratio(x_p), plain.log_ratio(x_p))
+
+
+def test_one_dimensional_samples_are_one_feature():
+    x_p, x_q = (x[:, 0] for x in samples(300, 300))
+    model = LogisticRatioClassifier(random_state=0).fit_samples(x_p, x_q)
+    np.testing.assert_array_equal(model.log_ratio(x_p), model.log_ratio(x_p[:, None]))
+    assert model.kl_divergence(x_p) > 0
+    assert model.js_divergence(x_p, x_q) > 0
 
 
 def test_probabilities_labels_and_score():

@@ -7,7 +7,10 @@ import numpy as np
 
 def as_float_array(value, name):
     """Return `value` as a float32 array if it is one, else as float64."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array of numbers: {error}") from None
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be real numbers, got an array of dtype {array.dtype}")
     # Comparing and casting by type also brings byte-swapped arrays to the machine's order.
@@ -16,15 +19,19 @@ def as_float_array(value, name):
 
 def as_count(value, name, minimum):
     """Return `value` as an int of at least `minimum`."""
+    wanted = f"{name} must be a whole number, at least {minimum}, got {value!r}"
     try:
         count = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+        raise TypeError(wanted) from None
     if count < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {count}")
+        raise ValueError(wanted)
     return count
 
 
 def as_rng(rng):
     """Return a `numpy.random.Generator` from what SPEC 7 allows for `rng`."""
-    return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng must be a numpy.random.Generator or a seed, got {rng!r}: {error}") from None

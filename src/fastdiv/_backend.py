@@ -8,6 +8,8 @@ from importlib import import_module
 
 import numpy as np
 
+from ._arrays import as_count
+
 __all__ = [
     "get_backend",
     "get_num_threads",
@@ -28,7 +30,16 @@ CPUS = ("baseline", "avx2", "avx512")
 # Points in a block: a few hundred KiB of temporaries, and 50 microseconds of work or more.
 BLOCK_SIZE = 8192
 
-_default = os.environ.get("FASTDIV_BACKEND", "cython")
+
+def _from_environment(variable, default, choices):
+    """Return what an environment variable, if it is set and not empty, chooses."""
+    asked = os.environ.get(variable) or default
+    if asked not in choices:
+        raise ValueError(f"{variable} must be one of {', '.join(map(repr, choices))}, got {asked!r}")
+    return asked
+
+
+_default = _from_environment("FASTDIV_BACKEND", "cython", MODULES)
 _scoped = ContextVar("fastdiv_backend", default=None)
 _loaded = {}
 
@@ -37,9 +48,7 @@ def _cython_module():
     """Name the build of the Cython kernels for this CPU, or the one that FASTDIV_CPU asks for."""
     from ._cpu import cpu_level
 
-    asked = os.environ.get("FASTDIV_CPU", CPUS[cpu_level()])
-    if asked not in CPUS:
-        raise ValueError(f"FASTDIV_CPU must be one of {', '.join(map(repr, CPUS))}, got {asked!r}")
+    asked = _from_environment("FASTDIV_CPU", CPUS[cpu_level()], CPUS)
     if CPUS.index(asked) > cpu_level():
         raise ValueError(f"FASTDIV_CPU={asked!r} was asked for and this CPU goes up to {CPUS[cpu_level()]!r}")
     return "fastdiv._kernels" if asked == "baseline" else f"fastdiv._kernels_{asked}"
@@ -57,7 +66,7 @@ def _load(name):
 
 
 def _name(backend=None):
-    return backend or _scoped.get() or _default
+    return (_scoped.get() or _default) if backend is None else backend
 
 
 def kernels(backend=None):
@@ -142,17 +151,14 @@ def _available_cpus():
     return os.cpu_count() or 1
 
 
-def _checked_threads(n, name):
-    try:
-        number = int(n)
-    except ValueError:
-        number = 0
-    if number < 1 or number != float(n):
-        raise ValueError(f"{name} must be a whole number, at least 1, got {n!r}")
-    return number
+def _initial_threads():
+    asked = os.environ.get("FASTDIV_NUM_THREADS") or str(_available_cpus())
+    if not (asked.isdecimal() and int(asked) > 0):
+        raise ValueError(f"FASTDIV_NUM_THREADS must be a whole number, at least 1, got {asked!r}")
+    return int(asked)
 
 
-_num_threads = _checked_threads(os.environ.get("FASTDIV_NUM_THREADS", _available_cpus()), "FASTDIV_NUM_THREADS")
+_num_threads = _initial_threads()
 _pool = None
 _pool_lock = threading.Lock()
 
@@ -198,7 +204,7 @@ def set_num_threads(n):
     >>> fastdiv.set_num_threads(before)
     """
     global _num_threads, _pool
-    n = _checked_threads(n, "n")
+    n = as_count(n, "n", 1)
     with _pool_lock:
         if n != _num_threads and _pool is not None:
             _pool.shutdown(wait=False)
@@ -231,18 +237,23 @@ def map_blocks(work, size, block_size=BLOCK_SIZE):
     stopped = threading.Event()
 
     def stripe(first):
-        for index in range(first, len(starts), workers):
-            if stopped.is_set():
-                return
-            results[index] = work(starts[index], min(starts[index] + block_size, size))
+        try:
+            for index in range(first, len(starts), workers):
+                if stopped.is_set():
+                    return
+                results[index] = work(starts[index], min(starts[index] + block_size, size))
+        except BaseException:
+            stopped.set()
+            raise
 
     futures = _submit(stripe, range(1, workers))
+    stripe(0)
     try:
-        stripe(0)
         for future in futures:
             future.result()
-    finally:
+    except BaseException:
         stopped.set()
+        raise
     return results
 
 

@@ -36,7 +36,7 @@ def _rows(rng, n, k):
 
 
 def _grid(rng, n, k):
-    return (*_mixture(rng, k), *_mixture(rng, k), -15.0, 15.0, n, 0, n), (np.empty(2),)
+    return (*_mixture(rng, k), *_mixture(rng, k), -15.0, 15.0, n, 0, n), (np.empty(1),)
 
 
 def _log_densities(rng, n, k):

@@ -338,9 +338,8 @@ def trapezoid_kl(
     cdef Py_ssize_t n_terms = max(n_p, n_q)
     cdef Py_ssize_t block, first, n_points, i
     cdef double step = (upper - lower) / (num - 1)
-    cdef double density, log_ratio, spread
+    cdef double density, log_ratio
     cdef double integrand[BLOCK]
-    cdef double magnitude[BLOCK]
     cdef double total = 0, compensation = 0
     cdef floating x[BLOCK]
     cdef floating log_p[BLOCK]
@@ -354,7 +353,6 @@ def trapezoid_kl(
     with nogil:
         _log_coefficients(&log_weights_p[0], &stds_p[0], n_p, 1, 0, 1, log_coefs)
         _log_coefficients(&log_weights_q[0], &stds_q[0], n_q, 1, 0, 1, log_coefs + n_p)
-        out[1] = 0
         for block in range(_n_blocks(stop - start, BLOCK)):
             first = start + block * BLOCK
             n_points = min(stop - first, <Py_ssize_t> BLOCK)
@@ -371,11 +369,8 @@ def trapezoid_kl(
                 density *= 0.5 if first + i == 0 or first + i == num - 1 else 1
                 log_ratio = <double> log_p[i] - log_q[i]
                 log_ratio = log_ratio if density != 0 else 0
-                spread = (1 + fabs(log_ratio)) * (1 + fabs(log_p[i])) + fabs(log_q[i])
                 integrand[i] = density * log_ratio
-                magnitude[i] = density * spread if density != 0 else 0
             _two_sum(&total, &compensation, _sum(integrand, n_points))
-            out[1] += _sum(magnitude, n_points)
         out[0] = total + compensation
         free(log_coefs)
         free(terms)
@@ -408,14 +403,14 @@ cdef inline void _range(const double *values, Py_ssize_t n, double *low, double 
 
 
 cdef void _merge_moments(
-    double *moments, double count, double mean, double m2, double low, double high
+    double *moments, double count, double mean, double residual, double m2, double low, double high
 ) noexcept nogil:
     """Merge a sample's moments into the running ones (Chan, Golub & LeVeque 1979).
 
-    The mean is carried with its rounding error in moments[5].
+    A mean is carried with what rounding took from it: the running ones in moments[5], the sample's in residual.
     """
     cdef double total = moments[0] + count
-    cdef double delta = (mean - moments[1]) - moments[5]
+    cdef double delta = (mean - moments[1]) + (residual - moments[5])
     if count == 0:
         return
     moments[2] += m2 + delta * delta * (moments[0] * count / total)
@@ -430,7 +425,7 @@ cdef void _merge_moments(
 
 
 def merge_moments(const double[::1] other, double[::1] out):
-    _merge_moments(&out[0], other[0], other[1] + other[5], other[2], other[3], other[4])
+    _merge_moments(&out[0], other[0], other[1], other[5], other[2], other[3], other[4])
 
 
 def log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, double[::1] out):
@@ -451,7 +446,7 @@ def log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, doub
                 squares[i] = values[i] * values[i]
             drift = _sum(values, n) / n
             drift = drift if isfinite(drift) else 0
-            _merge_moments(&out[0], n, mean + drift, _sum(squares, n) - n * drift * drift, low, high)
+            _merge_moments(&out[0], n, mean, drift, _sum(squares, n) - n * drift * drift, low, high)
 
 
 # ---- logistic regression ---------------------------------------------------------------------------

@@ -178,7 +178,6 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
     terms_q = np.empty((len(means_q), BLOCK), dtype=dtype)
     x, log_p, log_q = np.empty(BLOCK, dtype=dtype), np.empty(BLOCK, dtype=dtype), np.empty(BLOCK, dtype=dtype)
     total = compensation = 0.0
-    out[1] = 0.0
     for first in range(start, stop, BLOCK):
         n_points = min(stop - first, BLOCK)
         for i in range(n_points):
@@ -189,7 +188,7 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
         _logsumexp_columns(terms_p, n_points, log_p)
         _normal_terms(x[:n_points], log_coefs_q, means_q, stds_q, terms_q)
         _logsumexp_columns(terms_q, n_points, log_q)
-        integral = magnitude = 0.0
+        integral = 0.0
         for i in range(n_points):
             density = _exp(np.float64(log_p[i]))
             if first + i == 0 or first + i == num - 1:
@@ -197,22 +196,20 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
             if density != 0:
                 log_ratio = np.float64(log_p[i]) - log_q[i]
                 integral += density * log_ratio
-                magnitude += density * ((1 + fabs(log_ratio)) * (1 + fabs(log_p[i])) + fabs(log_q[i]))
         total, compensation = _two_sum(total, compensation, integral)
-        out[1] += magnitude
     out[0] = total + compensation
 
 
 @_kernel
-def _merge_moments(moments, count, mean, m2, low, high):
+def _merge_moments(moments, count, mean, residual, m2, low, high):
     """Merge a sample's moments into the running ones (Chan, Golub & LeVeque 1979).
 
-    The mean is carried with its rounding error in moments[5].
+    A mean is carried with what rounding took from it: the running ones in moments[5], the sample's in residual.
     """
     if count == 0:
         return
     total = moments[0] + count
-    delta = (mean - moments[1]) - moments[5]
+    delta = (mean - moments[1]) + (residual - moments[5])
     moments[2] += m2 + delta * delta * (moments[0] * count / total)
     if isfinite(delta):
         moments[1], moments[5] = _two_sum(moments[1], moments[5], delta * (count / total))
@@ -226,7 +223,7 @@ def _merge_moments(moments, count, mean, m2, low, high):
 
 @_kernel
 def merge_moments(other, out):
-    _merge_moments(out, other[0], other[1] + other[5], other[2], other[3], other[4])
+    _merge_moments(out, other[0], other[1], other[5], other[2], other[3], other[4])
 
 
 @_kernel
@@ -247,10 +244,8 @@ def log_ratio_moments(log_p, log_q, out):
             deviation = values[i] - mean
             drift += deviation
             m2 += deviation * deviation
-        if isfinite(drift):
-            mean += drift / n
-            m2 -= drift * drift / n
-        _merge_moments(out, n, mean, m2, low, high)
+        drift = drift / n if isfinite(drift) else 0.0
+        _merge_moments(out, n, mean, drift, m2 - n * drift * drift, low, high)
 
 
 @_kernel

@@ -55,8 +55,20 @@ def logsumexp(a, axis=None, b=None, keepdims=False, *, backend=None):
     """
     a = as_float_array(a, "a")
     if b is not None:
-        return _weighted(a, as_float_array(b, "b"), axis, keepdims, backend)
-    axes = np.lib.array_utils.normalize_axis_tuple(range(a.ndim) if axis is None else axis, a.ndim, "axis")
+        weak = isinstance(b, (int, float))
+        b = as_float_array(b, "b")
+        try:
+            np.broadcast_shapes(a.shape, b.shape)
+        except ValueError:
+            raise ValueError(f"b must broadcast against a of shape {a.shape}, got shape {b.shape}") from None
+        dtype = a.dtype if weak else np.result_type(a, b)
+        return _weighted(a.astype(dtype, copy=False), b.astype(dtype, copy=False), axis, keepdims, backend)
+    if a.ndim == 0:
+        a, axis, keepdims = a.reshape(1), 0, False
+    try:
+        axes = np.lib.array_utils.normalize_axis_tuple(range(a.ndim) if axis is None else axis, a.ndim, "axis")
+    except TypeError:
+        raise TypeError(f"axis must be an integer, a tuple of integers or None, got {axis!r}") from None
     kept = tuple(size for i, size in enumerate(a.shape) if i not in axes)
     last = np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))
     n_rows = int(np.prod(kept, dtype=np.intp))
@@ -73,13 +85,12 @@ def logsumexp(a, axis=None, b=None, keepdims=False, *, backend=None):
 
 def _weighted(a, b, axis, keepdims, backend):
     a, b = np.broadcast_arrays(a, b)
-    dtype = np.result_type(a, b)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # exp(a) may be inf where b is 0: such a term is nothing.
-        shifted = np.where(b == 0, -np.inf, a + np.log(np.abs(b))).astype(dtype, copy=False)
+        shifted = np.where(b == 0, a.dtype.type(-np.inf), a + np.log(np.abs(b)))
         if not np.any(b < 0):
             return logsumexp(shifted, axis, keepdims=keepdims, backend=backend)
-        positive = logsumexp(np.where(b < 0, -np.inf, shifted), axis, keepdims=keepdims, backend=backend)
-        negative = logsumexp(np.where(b < 0, shifted, -np.inf), axis, keepdims=keepdims, backend=backend)
+        positive = logsumexp(np.where(b < 0, a.dtype.type(-np.inf), shifted), axis, keepdims=keepdims, backend=backend)
+        negative = logsumexp(np.where(b < 0, shifted, a.dtype.type(-np.inf)), axis, keepdims=keepdims, backend=backend)
         difference = positive + np.log1p(-np.exp(negative - positive))
         return np.where(negative == -np.inf, positive, difference)[()]

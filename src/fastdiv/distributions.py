@@ -1,10 +1,11 @@
 """Gaussian mixtures: densities, moments and samples. A Gaussian is a mixture of one."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 
-from ._arrays import as_float_array, as_rng
+from ._arrays import as_count, as_float_array, as_rng
 from ._backend import kernels, map_blocks
 
 FLOAT64 = np.dtype(np.float64)
@@ -13,13 +14,12 @@ __all__ = ["Mixture", "MultivariateNormal", "Normal", "log_ratio", "optimal_clas
 
 
 def _parameter(value, name, ndim):
-    array = as_float_array(value, name).astype(np.float64)
+    array = as_float_array(value, name).astype(np.float64, order="C")
     if array.ndim not in ndim:
         wanted = " or ".join(map(str, ndim))
         raise ValueError(f"{name} must have {wanted} dimensions, got an array of shape {array.shape}")
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{name} must be finite, got {array.tolist()}")
-    array = np.ascontiguousarray(array)
     array.setflags(write=False)
     return array
 
@@ -47,12 +47,16 @@ def _checked_scales(stds, shape, name):
     return stds
 
 
-def _checked_choleskys(covs, shape, name):
-    covs = _parameter(covs, name, (3,))
-    if covs.shape != (*shape, shape[1]):
-        raise ValueError(f"{name} must have shape {(*shape, shape[1])}, got {covs.shape}")
-    if not np.allclose(covs, covs.swapaxes(1, 2), rtol=1e-10, atol=0):
+def _checked_choleskys(covs, shape, name="covs"):
+    """Return covariances and their Cholesky factors; `shape` is that of the means, in a batch or, for cov, alone."""
+    covs = _parameter(covs, name, (len(shape) + 1,))
+    if covs.shape != (*shape, shape[-1]):
+        raise ValueError(f"{name} must have shape {(*shape, shape[-1])}, got {covs.shape}")
+    deviations = np.sqrt(np.abs(np.diagonal(covs, axis1=-2, axis2=-1)))
+    if np.any(np.abs(covs - covs.mT) > 1e-10 * deviations[..., :, None] * deviations[..., None, :]):
         raise ValueError(f"{name} must be symmetric, got {covs.tolist()}")
+    covs = (covs + covs.mT) / 2
+    covs.setflags(write=False)
     try:
         choleskys = np.linalg.cholesky(covs)
     except np.linalg.LinAlgError:
@@ -123,7 +127,7 @@ class Mixture:
             self._kernel = "mixture_logpdf_diag" if self.event_shape else "mixture_logpdf"
         else:
             self.stds = None
-            self.covs, self._scales = _checked_choleskys(covs, self.means.shape, "covs")
+            self.covs, self._scales = _checked_choleskys(covs, self.means.shape)
             self._kernel = "mixture_logpdf_full"
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
@@ -139,18 +143,20 @@ class Mixture:
             self._parameters[dtype] = tuple(a.astype(dtype) for a in self._parameters[FLOAT64])
         return self._parameters[dtype]
 
-    def _working_dtype(self, dtype):
-        """Return `dtype`, or float64 where the parameters would not survive in float32."""
-        if dtype == FLOAT64:
-            return FLOAT64
+    @cached_property
+    def _survives_float32(self):
+        """Whether parameters rounded to float32 move no standardised point by more than 1e-6."""
+        scales = self._scales if self.covs is None else np.diagonal(self._scales, axis1=1, axis2=2)
         limits = np.finfo(np.float32)
-        diagonal = self._scales if self.covs is None else np.diagonal(self._scales, axis1=1, axis2=2)
-        largest = max(np.abs(self.means).max(), np.abs(self._scales).max())
-        return np.dtype(np.float32) if diagonal.min() > 2 * limits.tiny and largest < limits.max / 4 else FLOAT64
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = np.abs(self.means.astype(np.float32) - self.means) > 1e-6 * scales
+        return scales.min() > 2 * limits.tiny and np.abs(self._scales).max() < limits.max / 4 and not np.any(moved)
 
-    def logpdf_into(self, x, out, module):
-        """Write the log-density at contiguous points into `out`, on the calling thread."""
-        getattr(module, self._kernel)(x, *self.kernel_parameters(x.dtype), out)
+    def logpdf_into(self, x, out, module, origin=None):
+        """Write the log-density at contiguous points, given less `origin`, into `out`, on the calling thread."""
+        log_weights, means, scales = self.kernel_parameters(x.dtype)
+        means = means if origin is None else means - origin
+        getattr(module, self._kernel)(x, log_weights, means, scales, out)
 
     def logpdf(self, x, *, backend=None):
         """Logarithm of the density.
@@ -191,9 +197,13 @@ class Mixture:
             raise ValueError(f"x must have shape (..., {self.event_shape[0]}), got {x.shape}")
         shape = x.shape[: x.ndim - n_dims]
         size = math.prod(shape)
-        points = np.ascontiguousarray(x, dtype=self._working_dtype(x.dtype)).reshape(size, *self.event_shape)
+        dtype = FLOAT64 if x.dtype == FLOAT64 or not self._survives_float32 else x.dtype
+        points = np.ascontiguousarray(x, dtype=dtype).reshape(size, *self.event_shape)
         out = np.empty(size, dtype=points.dtype)
         map_blocks(lambda start, stop: self.logpdf_into(points[start:stop], out[start:stop], module), size)
+        if self.covs is not None and np.isnan(out).any():
+            # Infinite coordinates have met zeros of the Cholesky factor.
+            out[np.isnan(out) & ~np.isnan(points).any(axis=1)] = -np.inf
         return out.reshape(shape).astype(x.dtype, copy=False)[()]
 
     log_prob = logpdf
@@ -265,23 +275,22 @@ class Mixture:
         (3, 2)
         """
         rng = as_rng(rng)
-        shape = (shape,) if np.ndim(shape) == 0 else tuple(shape)
+        shape = tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
         size = math.prod(shape)
         component = rng.choice(self.n_components, size=size, p=self.weights)
         draws = np.empty((size, *self.event_shape))
         for k in range(self.n_components):
             chosen = component == k
-            draws[chosen] = self.sample_component(k, np.count_nonzero(chosen), rng)
+            draws[chosen] = self.means[k] + self.sample_component(k, np.count_nonzero(chosen), rng)
         return draws.reshape(shape + self.event_shape)[()]
 
     def sample_component(self, k, n, rng):
-        """Draw `n` samples of component `k`."""
+        """Draw `n` samples of component `k`, less its mean."""
         z = rng.standard_normal((n, *self.event_shape))
         if self.covs is None:
             z *= self.stds[k]
         else:
             z = z @ self._scales[k].T
-        z += self.means[k]
         return z
 
     def mean(self):
@@ -306,18 +315,6 @@ class Mixture:
         """
         within = self.stds**2 if self.covs is None else np.diagonal(self.covs, axis1=1, axis2=2)
         return self.weights @ (within + (self.means - self.mean()) ** 2)
-
-    def moment_match(self):
-        """Return the single Gaussian that has this mixture's mean and covariance."""
-        if not self.event_shape:
-            return Normal(self.mean(), math.sqrt(self.variance()))
-        centred = self.means - self.mean()
-        between = (self.weights * centred.T) @ centred
-        if self.covs is None:
-            within = np.diag(self.weights @ self.stds**2)
-        else:
-            within = np.tensordot(self.weights, self.covs, axes=1)
-        return MultivariateNormal(self.mean(), within + between)
 
     def entropy(self):
         """Differential entropy, in nats; shorthand for `fastdiv.entropy`.
@@ -361,9 +358,8 @@ class Normal(Mixture):
     """
 
     def __init__(self, loc=0.0, scale=1.0):
-        loc = _parameter(loc, "loc", (0,)).reshape(1)
-        scale = _checked_scales(_parameter(scale, "scale", (0,)).reshape(1), (1,), "scale")
-        super().__init__([1.0], loc, scale)
+        loc, scale = _parameter(loc, "loc", (0,)), _checked_scales(scale, (), "scale")
+        super().__init__([1.0], loc[None], scale[None])
 
     @property
     def loc(self):
@@ -406,13 +402,15 @@ class MultivariateNormal(Mixture):
 
     def __init__(self, mean, cov):
         mean = _parameter(mean, "mean", (1,))
+        if not mean.size:
+            raise ValueError("mean must have at least one entry, got an empty array")
         cov = _parameter(cov, "cov", (1, 2))
         if cov.ndim == 1:
             cov = _checked_scales(cov, mean.shape, "cov")
             super().__init__([1.0], mean[None], np.sqrt(cov)[None])
         else:
-            covs, _ = _checked_choleskys(cov[None], (1, len(mean)), "cov")
-            super().__init__([1.0], mean[None], covs=covs)
+            cov, _ = _checked_choleskys(cov, mean.shape, "cov")
+            super().__init__([1.0], mean[None], covs=cov[None])
 
     def __repr__(self):
         cov = self.variance() if self.covs is None else self.covs[0]

@@ -1,6 +1,7 @@
 """A number that carries its error, the way it was found and what it cost."""
 
 import math
+from numbers import Real
 
 __all__ = ["AccuracyWarning", "Estimate"]
 
@@ -58,8 +59,9 @@ class Estimate(float):
     def confidence_interval(self, level=0.95):
         """Return the interval that holds the true value with probability `level`.
 
-        Where something was sampled, this is the normal approximation, value ± quantile × standard error. A
-        deterministic value's interval is value ± error at every level.
+        Where something was sampled, it is value ± quantile × standard error, of the normal distribution, or of
+        Student's where ``diagnostics["degrees_of_freedom"]`` are few. A deterministic value's interval is
+        value ± error at every level.
 
         Parameters
         ----------
@@ -84,14 +86,15 @@ class Estimate(float):
         >>> low < 0.4431 < high
         True
         """
-        if not 0 < level < 1:
+        if not (isinstance(level, Real) and 0 < level < 1):
             raise ValueError(f"level must be between 0 and 1, got {level!r}")
         if self.standard_error is None:
             margin = self.error
         else:
-            from statistics import NormalDist
+            from scipy.special import stdtrit
 
-            margin = NormalDist().inv_cdf((1 + level) / 2) * self.standard_error
+            freedom = self.diagnostics.get("degrees_of_freedom", math.inf)
+            margin = float(stdtrit(freedom, (1 + level) / 2)) * self.standard_error
         return float(self) - margin, float(self) + margin
 
     def __repr__(self):

@@ -16,7 +16,7 @@ BLOCK_SIZE = 16384
 DEFAULT_N = 100_000
 PILOT_N = 10_000
 MAX_N = 10**9
-# Share of the variance that the extreme draws may carry; with two draws in a component it is a half.
+# Share of the variance that one draw may carry; of two draws in a component each carries a half.
 MAX_DOMINANCE = 0.4
 
 
@@ -44,7 +44,8 @@ def _allocate(weights, n):
 def _component_moments(p, q, counts, rng, module):
     """Return the moments of log p - log q over `counts[k]` draws of each component k of p.
 
-    Every block has a seed of its own, so the draws do not depend on which thread takes which block.
+    Every block has a seed of its own, so the draws do not depend on which thread takes which block. Draws are kept
+    less their component's mean, so that it takes no digits from them. Without q, its logarithm counts 0.
     """
     tasks = [
         (k, min(BLOCK_SIZE, count - start))
@@ -56,9 +57,10 @@ def _component_moments(p, q, counts, rng, module):
     def work(index, _):
         k, n = tasks[index]
         x = p.sample_component(k, n, np.random.default_rng(seeds[index]))
-        log_p, log_q, moments = np.empty(n), np.empty(n), new_moments()
-        p.logpdf_into(x, log_p, module)
-        q.logpdf_into(x, log_q, module)
+        log_p, log_q, moments = np.empty(n), np.zeros(n), new_moments()
+        p.logpdf_into(x, log_p, module, p.means[k])
+        if q is not None:
+            q.logpdf_into(x, log_q, module, p.means[k])
         module.log_ratio_moments(log_p, log_q, moments)
         return moments
 
@@ -68,11 +70,12 @@ def _component_moments(p, q, counts, rng, module):
     return np.array(totals)
 
 
-def monte_carlo(p, q, n=None, rtol=None, rng=None, backend=None):
+def monte_carlo(p, q=None, n=None, rtol=None, rng=None, backend=None):
     """Return the mean of log p - log q over draws of p, with its standard error.
 
     Component k of p gets its share of the draws, and with weight w_k, mean m_k and variance v_k of its n_k draws the
-    estimate is sum w_k m_k, its squared standard error sum w_k^2 v_k / n_k (Cochran 1977, section 5.3).
+    estimate is sum w_k m_k, its squared standard error sum w_k^2 v_k / n_k (Cochran 1977, section 5.3), with
+    Satterthwaite's (1946) degrees of freedom.
     """
     rng = as_rng(rng)
     used = np.count_nonzero(p.weights)
@@ -81,7 +84,8 @@ def monte_carlo(p, q, n=None, rtol=None, rng=None, backend=None):
         if rtol is not None:
             pilot = monte_carlo(p, q, max(PILOT_N, 2 * used), rng=rng, backend=backend)
             wanted = pilot.n_evaluations * (pilot.standard_error / (rtol * max(abs(pilot), 1e-300))) ** 2
-            n = int(min(max(1.1 * wanted, pilot.n_evaluations), MAX_N)) if math.isfinite(wanted) else PILOT_N
+            wanted = 1.1 * wanted if math.isfinite(wanted) else 0
+            n = int(min(max(wanted, pilot.n_evaluations), MAX_N))
     n = as_count(n, "n", 2 * used)
     counts = _allocate(p.weights, n)
     count, mean, m2, low, high, residual = _component_moments(p, q, counts, rng, kernels(backend)).T
@@ -93,16 +97,19 @@ def monte_carlo(p, q, n=None, rtol=None, rng=None, backend=None):
         parts = weights**2 * variance / count
         spread = weights @ (variance + (mean - value) ** 2)
         extreme = np.maximum(high[chosen] - mean, mean - low[chosen]) ** 2
-        dominance = np.sum(parts * extreme / np.where(m2 > 0, m2, 1)) / np.sum(parts) if np.any(parts > 0) else 0.0
-    standard_error = math.sqrt(np.sum(parts))
-    if n >= 100 and not dominance < MAX_DOMINANCE:
+        # The largest share of the squared standard error that one draw carries.
+        dominance = np.max(parts * extreme / np.where(m2 > 0, m2, 1)) / np.sum(parts) if np.any(parts > 0) else 0.0
+    standard_error = math.sqrt(np.sum(parts)) if math.isfinite(value) else math.inf
+    if n >= 100 and math.isfinite(value) and not dominance < MAX_DOMINANCE:
         warnings.warn(
             f"a few of the {n} draws carry the variance: the estimate and its standard error are not to be trusted",
             AccuracyWarning,
             stacklevel=4,
         )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = np.sum(parts) ** 2 / np.sum(parts**2 / (count - 1))
     diagnostics = {
-        "mean": value,
+        "degrees_of_freedom": float(freedom),
         "std": float(np.sqrt(spread)),
         "min": float(low.min()),
         "max": float(high.max()),
@@ -160,11 +167,12 @@ def running_mean(values):
     if values.size == 0:
         return values, values.copy()
     count = np.arange(1, values.size + 1)
-    offset = values.mean()
+    finite = np.isfinite(values)
+    offset = values[finite].mean() if np.any(finite) else 0.0
     deviation = values - offset
-    mean = np.cumsum(deviation) / count
-    m2 = np.cumsum((deviation - np.concatenate([[0.0], mean[:-1]])) * (deviation - mean))
-    m2[0] = 0
     with np.errstate(invalid="ignore"):
+        mean = np.cumsum(deviation) / count
+        m2 = np.cumsum((deviation - np.concatenate([[0.0], mean[:-1]])) * (deviation - mean))
+        m2[0] = 0
         standard_error = np.sqrt(m2 / (count * (count - 1)))
     return mean + offset, standard_error

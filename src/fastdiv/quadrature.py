@@ -7,7 +7,7 @@ import numpy as np
 
 from ._arrays import as_count
 from ._backend import kernels, map_blocks
-from .distributions import Mixture, check_distributions
+from .distributions import check_distributions
 from .estimate import AccuracyWarning, Estimate
 
 __all__ = ["trapezoid_kl"]
@@ -16,17 +16,22 @@ EPS = np.finfo(np.float64).eps
 FLOAT64 = np.dtype(np.float64)
 # Standard deviations beyond which a Gaussian's mass, 2e-19, is under the rounding of the integral.
 REACH = 9.0
-# More intervals than this at the finest component's own scale: an adaptive rule is cheaper than a uniform one.
-MAX_INTERVALS = 1 << 14
-MAX_HALVINGS = 6
+# With more intervals than this, an adaptive rule is cheaper than a uniform one.
+MAX_INTERVALS = 1 << 12
+MAX_HALVINGS = 5
+MAX_BISECTIONS = 60
+NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
-def _check_on_line(p, q, method):
+def _check_on_line(p, method):
     if p.event_shape:
         raise ValueError(f"method {method!r} is for distributions on the line, got {p.event_shape[0]} dimensions")
 
 
-def _checked_bounds(bounds):
+def checked_bounds(bounds):
+    """Return the ends of an interval as floats, or None for None."""
+    if bounds is None:
+        return None
     try:
         lower, upper = map(float, bounds)
     except (TypeError, ValueError):
@@ -36,20 +41,10 @@ def _checked_bounds(bounds):
     return lower, upper
 
 
-def _sums(p, q, lower, upper, num, module):
-    """Return the trapezoid rule's value on `num` points, and the sum that bounds its rounding.
-
-    `p` and `q` are kernel parameters.
-    """
-
-    def work(start, stop):
-        out = np.empty(2)
-        module.trapezoid_kl(*p, *q, lower, upper, num, start, stop, out)
-        return out
-
-    blocks = map_blocks(work, num)
-    step = (upper - lower) / (num - 1)
-    return step * math.fsum(out[0] for out in blocks), step * math.fsum(out[1] for out in blocks)
+def _default_bounds(*distributions):
+    means = [mean for d in distributions for mean in d.means.tolist()]
+    reach = 3 * max(std for d in distributions for std in d.stds.tolist())
+    return min(means) - reach, max(means) + reach
 
 
 def trapezoid_kl(p, q, num=1000, bounds=None, *, backend=None):
@@ -88,99 +83,143 @@ def trapezoid_kl(p, q, num=1000, bounds=None, *, backend=None):
     4.5455398
     """
     check_distributions(p=p, q=q)
-    _check_on_line(p, q, "trapezoid")
+    _check_on_line(p, "trapezoid")
     num = as_count(num, "num", 2)
-    if bounds is None:
-        means = p.means.tolist() + q.means.tolist()
-        reach = 3 * max(p.stds.tolist() + q.stds.tolist())
-        bounds = min(means) - reach, max(means) + reach
-    lower, upper = _checked_bounds(bounds)
-    module = kernels(backend)
-    return _sums(p.kernel_parameters(FLOAT64), q.kernel_parameters(FLOAT64), lower, upper, num, module)[0]
+    lower, upper = checked_bounds(bounds) or _default_bounds(p, q)
+    kernel = kernels(backend).trapezoid_kl
+    parameters = *p.kernel_parameters(FLOAT64), *q.kernel_parameters(FLOAT64)
+
+    def work(start, stop):
+        out = np.empty(1)
+        kernel(*parameters, lower, upper, num, start, stop, out)
+        return out[0]
+
+    return math.fsum(map_blocks(work, num)) * (upper - lower) / (num - 1)
 
 
-def trapezoid(p, q, num=None, bounds=None, backend=None):
-    """Return `trapezoid_kl` as an Estimate; its error is the distance to the converged integral."""
+def trapezoid(p, q=None, num=None, bounds=None, backend=None):
+    """Return `trapezoid_kl`, or the integral of p log p, as an Estimate; its error is the distance to `integrate`."""
     num = 1000 if num is None else num
-    value = trapezoid_kl(p, q, num, bounds, backend=backend)
+    if q is None:
+        _check_on_line(p, "trapezoid")
+        x = np.linspace(*(checked_bounds(bounds) or _default_bounds(p)), as_count(num, "num", 2))
+        log_p = p.logpdf(x, backend=backend)
+        value = float(np.trapezoid(np.where(log_p > -np.inf, np.exp(log_p) * log_p, 0), x))
+    else:
+        value = trapezoid_kl(p, q, num, bounds, backend=backend)
     converged = integrate(p, q, backend=backend)
     error = abs(value - converged) + converged.error
     return Estimate(value, error=error, method="trapezoid", n_evaluations=num)
 
 
-def integrate(p, q, rtol=None, bounds=None, backend=None):
-    """Return KL(p || q) as an Estimate, integrated until it has converged to `rtol`.
+def integrate(p, q=None, rtol=None, bounds=None, backend=None):
+    """Return the mean of log p - log q under p as an Estimate, integrated until it has converged to `rtol`.
 
-    The integrand is smooth and vanishes at both ends, so the trapezoid rule converges exponentially once its
-    step is under the finest standard deviation (Trefethen & Weideman 2014). Where the scales are too far apart for
-    one step, an adaptive Gauss-Kronrod rule with the components' own breakpoints takes over. Shifting and scaling
-    both distributions by the same amounts keeps the points' rounding out of the result.
+    Each component of p is integrated in its own coordinate z, where it is the standard normal: so narrow components
+    keep their digits wherever they are. Without q, its logarithm counts 0.
     """
-    _check_on_line(p, q, "quadrature")
+    _check_on_line(p, "quadrature")
     rtol = 1e-10 if rtol is None else rtol
-    used = p.weights > 0
-    centre = float(p.means[np.argmax(p.weights)])
-    scale = 2.0 ** math.frexp(p.stds[used].min())[1]
-    if bounds is not None:
-        lower, upper = _checked_bounds(bounds)
-        whole = integrate(p, q, rtol, backend=backend)
-        p, q = (Mixture(d.weights, (d.means - centre) / scale, d.stds / scale) for d in (p, q))
-        value, error, n, _ = _adaptive(p, q, (lower - centre) / scale, (upper - centre) / scale, rtol, backend)
-        error += abs(value - whole) + whole.error
-        return Estimate(value, error=error, method="quadrature", n_evaluations=n)
-    p, q = (Mixture(d.weights, (d.means - centre) / scale, d.stds / scale) for d in (p, q))
-    lower = np.min(p.means[used] - REACH * p.stds[used])
-    upper = np.max(p.means[used] + REACH * p.stds[used])
-    near = (q.weights > 0) & (q.means + REACH * q.stds > lower) & (q.means - REACH * q.stds < upper)
-    finest = min(p.stds[used].min(), q.stds[near].min(initial=np.inf))
-    intervals = (upper - lower) / finest
-    result = None
-    if intervals <= MAX_INTERVALS:
-        result = _halved(p, q, lower, upper, math.ceil(intervals), rtol, kernels(backend))
-    if result is None:
-        result = _adaptive(p, q, lower, upper, rtol, backend)
-    value, error, n, converged = result
-    if not converged:
+    module = kernels(backend)
+    lower, upper = checked_bounds(bounds) or (-math.inf, math.inf)
+    parts = []
+    for k in np.flatnonzero(p.weights):
+        mean, std = p.means[k], p.stds[k]
+        ends = max((lower - mean) / std, -REACH), min((upper - mean) / std, REACH)
+        if ends[0] < ends[1]:
+            parts.append((p.weights[k], *_integrate_component(p, q, k, *ends, rtol, module)))
+    value = math.fsum(weight * part for weight, part, *_ in parts)
+    error = math.fsum(weight * part for weight, _, part, *_ in parts)
+    n_evaluations = sum(n for *_, n, _ in parts)
+    if not all(converged for *_, converged in parts):
         message = f"quadrature did not converge to rtol={rtol}; its error is about {error:.2g}"
         warnings.warn(message, AccuracyWarning, stacklevel=4)
-    return Estimate(value, error=error, method="quadrature", n_evaluations=n)
+    if bounds is not None:
+        whole = integrate(p, q, rtol, backend=backend)
+        error += abs(value - whole) + whole.error
+    return Estimate(value, error=error, method="quadrature", n_evaluations=n_evaluations)
 
 
-def _halved(p, q, lower, upper, intervals, rtol, module):
+def _integrate_component(p, q, k, lower, upper, rtol, module):
+    """Return value, error, number of points and convergence of E[log p - log q] under component k of p.
+
+    On the whole of z the integrand is smooth and vanishes at both ends, and the trapezoid rule converges exponentially
+    once its step is under the finest standard deviation around (Trefethen & Weideman 2014). Where that would take too
+    many points, or z is cut off, an adaptive Gauss-Legendre rule breaks at the components' centres, flanks and ends.
+    """
+    mean, std = p.means[k], p.stds[k]
+    kept = [d for d in (p, q) if d is not None]
+    with np.errstate(over="ignore"):
+        local = [(d.kernel_parameters(FLOAT64)[0], (d.means - mean) / std, d.stds / std) for d in kept]
+    means, stds = (np.concatenate([parameters[i] for parameters in local]) for i in (1, 2))
+    # Without q the unit of x stays in the result.
+    offset = 0.0 if q is not None else math.log(std)
+
+    def integrand(z):
+        """Return the integrand, and the rounding error of its logarithms, at the points z."""
+        logs = np.empty((2, len(z)))
+        logs[1] = offset
+        for log, parameters in zip(logs, local, strict=False):
+            module.mixture_logpdf(z, *parameters, log)
+        weight = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        with np.errstate(invalid="ignore"):
+            return weight * (logs[0] - logs[1]), 4 * EPS * weight * (1 + np.abs(logs[0]) + np.abs(logs[1]))
+
+    near = (means + REACH * stds > lower) & (means - REACH * stds < upper)
+    intervals = math.ceil((upper - lower) / min(1.0, stds[near].min()))
+    values, _ = integrand(np.linspace(lower, upper, 65))
+    if np.any(np.isinf(values)):
+        return math.inf, math.inf, 65, True
+    result = None
+    if upper - lower == 2 * REACH and intervals <= MAX_INTERVALS:
+        result = _halved(integrand, lower, upper, intervals, rtol)
+    if result is None:
+        edges = np.unique(means[near] + np.outer([0, 1, -1, 3, -3, REACH, -REACH], stds[near]))
+        edges = edges[(edges > lower) & (edges < upper)]
+        result = _adaptive(integrand, np.concatenate([[lower], edges, [upper]]), rtol)
+    return result
+
+
+def _halved(integrand, lower, upper, intervals, rtol):
     """Halve the trapezoid rule's step until its value settles; None if it does not."""
-    p, q = p.kernel_parameters(FLOAT64), q.kernel_parameters(FLOAT64)
-    coarse, magnitude = _sums(p, q, lower, upper, intervals + 1, module)
+    step = (upper - lower) / intervals
+    coarse, rounding = (step * np.sum(part) for part in integrand(np.linspace(lower, upper, intervals + 1)))
     for _ in range(MAX_HALVINGS):
-        # The new points lie halfway. Their sum too may halve its ends: the integrand is negligible there.
-        half = (upper - lower) / (2 * intervals)
-        middle, middle_magnitude = _sums(p, q, lower + half, upper - half, intervals, module)
-        fine, magnitude = (coarse + middle) / 2, (magnitude + middle_magnitude) / 2
-        intervals *= 2
-        change, rounding = abs(fine - coarse), 4 * EPS * magnitude
+        middle = integrand(lower + step * (np.arange(intervals) + 0.5))
+        fine, rounding = (coarse + step * np.sum(middle[0])) / 2, (rounding + step * np.sum(middle[1])) / 2
+        step, intervals = step / 2, 2 * intervals
+        change = abs(fine - coarse)
         if change <= max(rtol * abs(fine), rounding):
             return fine, change + rounding, intervals + 1, True
         coarse = fine
     return None
 
 
-def _adaptive(p, q, lower, upper, rtol, backend):
-    """Integrate by Gauss-Kronrod panels that break at each component's centre, flanks and ends."""
-    from scipy.integrate import quad_vec
+def _adaptive(integrand, edges, rtol):
+    """Halve the panels between `edges` until Gauss-Legendre on a panel and on its halves agree."""
 
-    spreads = np.outer([0, 1, -1, 3, -3, REACH, -REACH], np.concatenate([p.stds, q.stds]))
-    points = np.unique(np.concatenate([p.means, q.means]) + spreads)
+    def rule(left, right):
+        half = (right - left) / 2
+        z = (left + half)[:, None] + half[:, None] * NODES
+        return [half * (part.reshape(z.shape) @ NODE_WEIGHTS) for part in integrand(z.ravel())]
 
-    def integrand(x):
-        log_p, log_q = p.logpdf(x, backend=backend), q.logpdf(x, backend=backend)
-        density = math.exp(log_p)
-        if density == 0:
-            return np.zeros(2)
-        ratio = log_p - log_q
-        rounding = 4 * EPS * ((1 + abs(ratio)) * (1 + abs(log_p)) + abs(log_q))
-        return density * np.array([ratio, rounding])
-
-    points = points[(points > lower) & (points < upper)]
-    (value, rounding), error, info = quad_vec(
-        integrand, lower, upper, epsabs=1e-15, epsrel=rtol, points=points, limit=20_000, full_output=True
-    )
-    return value, error + rounding, info.neval, info.status == 0 or error <= max(rtol * abs(value), rounding)
+    left, right = edges[:-1], edges[1:]
+    whole, _ = rule(left, right)
+    value = error = 0.0
+    n_evaluations = whole.size * NODES.size
+    for _ in range(MAX_BISECTIONS):
+        ends = np.column_stack([left, (left + right) / 2, right])
+        left, right = ends[:, :2].ravel(), ends[:, 1:].ravel()
+        halves, rounding = rule(left, right)
+        n_evaluations += halves.size * NODES.size
+        pairs, rounding = halves.reshape(-1, 2).sum(axis=1), rounding.reshape(-1, 2).sum(axis=1)
+        change = np.abs(pairs - whole)
+        tolerance = rtol * abs(value + np.sum(pairs)) / len(edges)
+        open_ = change > np.maximum(tolerance, rounding)
+        value += np.sum(pairs[~open_])
+        error += np.sum((change + rounding)[~open_])
+        if not np.any(open_):
+            return value, error, n_evaluations, True
+        whole, left, right = (part[np.repeat(open_, 2)] for part in (halves, left, right))
+    value += np.sum(whole)
+    return value, error + np.sum((change + rounding)[open_]), n_evaluations, False

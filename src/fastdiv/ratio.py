@@ -2,12 +2,14 @@
 
 import math
 import warnings
+from contextlib import contextmanager
+from numbers import Real
 
 import numpy as np
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import KFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -87,6 +89,9 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         Mean cross-entropy during each pass, in nats.
     n_iter_ : int
         Passes made.
+    converged_, separated_ : bool
+        Whether the loss has settled within `max_iter` passes, and whether the log-odds of all the numerator's samples
+        are above those of all the others.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
@@ -148,13 +153,16 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         if self.solver != "sgd":
             raise ValueError(f"solver must be 'sgd', got {self.solver!r}")
         for name, wanted, valid in (
-            ("alpha", "at least 0", self.alpha >= 0),
-            ("learning_rate", "positive", self.learning_rate > 0),
-            ("momentum", "at least 0 and under 1", 0 <= self.momentum < 1),
-            ("tol", "at least 0", self.tol >= 0),
+            ("alpha", "at least 0", lambda alpha: alpha >= 0),
+            ("learning_rate", "positive", lambda rate: rate > 0),
+            ("momentum", "at least 0 and under 1", lambda momentum: 0 <= momentum < 1),
+            ("tol", "at least 0", lambda tol: tol >= 0),
         ):
-            if not valid:
-                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not (math.isfinite(value) and valid(value)):
+                raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
     def fit(self, X, y, sample_weight=None):
         """Fit to labelled samples.
@@ -191,17 +199,20 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         if not (n_p > 0 and n_q > 0):
             raise ValueError(f"sample_weight must leave weight in each class, got {n_q} and {n_p}")
         self.log_prior_ratio_ = math.log(n_q / n_p)
-        self.terms_ = make_pipeline(StandardScaler())
-        if self.degree > 1:
-            polynomial = PolynomialFeatures(self.degree, include_bias=False)
-            self.terms_ = make_pipeline(StandardScaler(), polynomial, StandardScaler())
-        terms = np.ascontiguousarray(self.terms_.fit_transform(X))
+        if not np.all(weight > 0):
+            X, labels, weight = X[weight > 0], labels[weight > 0], weight[weight > 0]
+        polynomial = PolynomialFeatures(self.degree, include_bias=False) if self.degree > 1 else None
+        steps = [("centre", StandardScaler()), ("polynomial", polynomial), ("standardise", StandardScaler())]
+        self.terms_ = Pipeline(steps)
+        weights = {"centre__sample_weight": weight, "standardise__sample_weight": weight}
+        terms = np.ascontiguousarray(self.terms_.fit_transform(X, **weights))
         weight = (weight * (len(weight) / weight.sum(dtype=np.float64))).astype(X.dtype)
         self._minimise(terms, labels.astype(X.dtype), weight)
         log_odds = self._log_odds(terms)
         moves = _coefficient_moves(terms, labels == 1, log_odds, weight, self.alpha)
         self.coef_covariance_ = moves.T @ moves
-        if log_odds[labels == 1].min() > log_odds[labels == 0].max():
+        self.separated_ = bool(log_odds[labels == 1].min() > log_odds[labels == 0].max())
+        if self.separated_:
             warnings.warn(
                 "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
                 f"the penalty alpha={self.alpha} keeps the estimate finite",
@@ -246,13 +257,13 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
             best = min(best, loss)
             if stalled >= PATIENCE:
                 rate, stalled = rate * DECAY, 0
-        else:
-            if rate > MIN_RATE * self.learning_rate:
-                warnings.warn(
-                    f"no convergence in max_iter={self.max_iter} passes; the loss is {loss:.6g}",
-                    AccuracyWarning,
-                    stacklevel=3,
-                )
+        self.converged_ = rate <= MIN_RATE * self.learning_rate
+        if not self.converged_:
+            warnings.warn(
+                f"no convergence in max_iter={self.max_iter} passes; the loss is {loss:.6g}",
+                AccuracyWarning,
+                stacklevel=3,
+            )
         self.n_iter_ = len(self.loss_curve_)
         self.coef_, self.intercept_ = coef[None, :-1], coef[-1:]
 
@@ -325,14 +336,14 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array_like, shape (n, n_features)
-            Points.
+            Points. A one-dimensional array is taken as one feature.
 
         Returns
         -------
         ndarray, shape (n,)
             The log-odds plus log(n_q / n_p), in nats.
         """
-        return self.decision_function(X) + self.log_prior_ratio_
+        return self.decision_function(_as_matrix(X)) + self.log_prior_ratio_
 
     def ratio(self, X):
         """Estimated p(x) / q(x), shape (n,)."""
@@ -369,14 +380,18 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         return self._estimates(x_p=x_p, x_q=x_q)["js"]
 
     def _estimates(self, **samples):
-        terms = {name: self._terms(x) for name, x in samples.items()}
+        check_is_fitted(self)
+        terms = {}
+        for name, x in samples.items():
+            with _naming(name):
+                terms[name] = self._terms(_as_matrix(x))
         log_ratios = {name: self._log_odds(t) + self.log_prior_ratio_ for name, t in terms.items()}
         estimates = {}
         for name, (means, slopes) in _functionals(**log_ratios).items():
             gradient = sum(slope @ _with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
             variance = sum(np.var(values, ddof=1) / len(values) for values in means.values() if len(values) > 1)
             standard_error = math.sqrt(variance + gradient @ self.coef_covariance_ @ gradient)
-            estimates[name] = _estimate(means, standard_error)
+            estimates[name] = _estimate(means, standard_error, converged=self.converged_, separated=self.separated_)
         return estimates
 
 
@@ -400,14 +415,14 @@ def _functionals(x_p=None, x_q=None):
     return found
 
 
-def _estimate(means, standard_error):
+def _estimate(means, standard_error, **diagnostics):
     return Estimate(
         math.fsum(np.mean(values, dtype=np.float64) for values in means.values()),
         error=standard_error,
         method="classifier",
         standard_error=standard_error,
         n_evaluations=sum(map(len, means.values())),
-        diagnostics={f"std_{x}": float(np.std(values)) for x, values in means.items()},
+        diagnostics=diagnostics | {f"std_{x}": float(np.std(values)) for x, values in means.items()},
     )
 
 
@@ -426,12 +441,27 @@ def _coefficient_moves(terms, in_p, log_odds, weight, alpha):
     return scores @ np.linalg.pinv(hessian, hermitian=True)
 
 
+@contextmanager
+def _naming(name):
+    """Put the argument's name before what scikit-learn says of it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} must be rows of finite numbers: {error}") from None
+
+
+def _as_matrix(x):
+    """Take a one-dimensional sample as one feature."""
+    return np.reshape(x, (-1, 1)) if np.ndim(x) == 1 else x
+
+
 def checked_samples(x_p, x_q):
     """Return two samples as matrices with the same number of columns."""
     samples = []
     for name, x in (("x_p", x_p), ("x_q", x_q)):
-        x = np.reshape(x, (-1, 1)) if np.ndim(x) == 1 else x
-        samples.append(check_array(x, dtype=FLOATS, order="C", input_name=name))
+        with _naming(name):
+            samples.append(check_array(_as_matrix(x), dtype=FLOATS, order="C"))
     x_p, x_q = samples
     if x_p.shape[1] != x_q.shape[1]:
         raise ValueError(f"x_p and x_q must have as many columns, got {x_p.shape[1]} and {x_q.shape[1]}")
