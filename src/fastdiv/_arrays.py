@@ -1,11 +1,20 @@
 """Checks of arguments that more than one room needs."""
 
+from __future__ import annotations
+
 import operator
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
-def as_float_array(value, name):
+    Floats: TypeAlias = np.floating | NDArray[np.floating]
+    Seed: TypeAlias = np.random.Generator | np.random.BitGenerator | np.random.SeedSequence | int | None
+
+
+def as_float_array(value: ArrayLike, name: str) -> NDArray[np.floating]:
     """Return `value` as a float32 array if it is one, else as float64."""
     try:
         array = np.asarray(value)
@@ -17,7 +26,7 @@ def as_float_array(value, name):
     return array.astype(np.float32 if array.dtype.type is np.float32 else np.float64, copy=False)
 
 
-def as_count(value, name, minimum):
+def as_count(value: int, name: str, minimum: int) -> int:
     """Return `value` as an int of at least `minimum`."""
     wanted = f"{name} must be a whole number, at least {minimum}, got {value!r}"
     try:
@@ -29,7 +38,7 @@ def as_count(value, name, minimum):
     return count
 
 
-def as_rng(rng):
+def as_rng(rng: Seed) -> np.random.Generator:
     """Return a `numpy.random.Generator` from what SPEC 7 allows for `rng`."""
     try:
         return np.random.default_rng(rng)

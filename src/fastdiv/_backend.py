@@ -1,14 +1,20 @@
 """Which kernel set runs, and on how many threads. Knows nothing of the mathematics."""
 
+from __future__ import annotations
+
 import os
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._arrays import as_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "get_backend",
@@ -75,7 +81,7 @@ def kernels(backend=None):
     return _loaded.get(name) or _load(name)
 
 
-def get_backend():
+def get_backend() -> str:
     """Return the name of the kernel set that runs when a call names none.
 
     Returns
@@ -94,7 +100,7 @@ def get_backend():
     return name
 
 
-def set_backend(name):
+def set_backend(name: str) -> None:
     """Choose the kernel set for the whole process.
 
     Parameters
@@ -120,7 +126,7 @@ def set_backend(name):
 
 
 @contextmanager
-def use_backend(name):
+def use_backend(name: str) -> Iterator[None]:
     """Choose the kernel set inside a ``with`` block, for this thread or task only.
 
     Parameters
@@ -173,7 +179,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def get_num_threads():
+def get_num_threads() -> int:
     """Return how many threads large work is spread over.
 
     Examples
@@ -185,7 +191,7 @@ def get_num_threads():
     return _num_threads
 
 
-def set_num_threads(n):
+def set_num_threads(n: int) -> None:
     """Choose how many threads large work is spread over.
 
     The result of a call does not depend on it, to the last bit. The default is the number of CPUs open to the
@@ -257,7 +263,7 @@ def map_blocks(work, size, block_size=BLOCK_SIZE):
     return results
 
 
-def show_config():
+def show_config() -> None:
     """Print the versions, the kernel set and the number of threads in use.
 
     Examples

@@ -1,9 +1,16 @@
 """`scipy.special.logsumexp` on the compiled kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ._arrays import as_float_array
 from ._backend import kernels, map_blocks
+
+if TYPE_CHECKING:
+    from ._arrays import ArrayLike, Floats
 
 __all__ = ["logsumexp"]
 
@@ -11,7 +18,14 @@ __all__ = ["logsumexp"]
 BLOCK_TERMS = 1 << 16
 
 
-def logsumexp(a, axis=None, b=None, keepdims=False, *, backend=None):
+def logsumexp(
+    a: ArrayLike,
+    axis: int | tuple[int, ...] | None = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    backend: str | None = None,
+) -> Floats:
     r"""Logarithm of a sum of exponentials, without overflow.
 
     The arguments and the answer are those of `scipy.special.logsumexp`, for real numbers.

@@ -24,7 +24,7 @@ class UserError(Exception):
     """What the user can mend, in one sentence."""
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="fastdiv", description="How far two distributions are apart, in nats, with standard errors."

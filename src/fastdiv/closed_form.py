@@ -1,9 +1,17 @@
 """Divergences and log-ratios of Gaussians by their formulas."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ._arrays import as_float_array
 from .estimate import Estimate
+
+if TYPE_CHECKING:
+    from ._arrays import ArrayLike, Floats
+    from .distributions import Mixture
 
 __all__ = ["kl_normal", "log_ratio_normal"]
 
@@ -41,7 +49,7 @@ def _log_excess(ratio, ratio_minus_one, log_ratio):
         return np.where(np.abs(y) < 0.2, near, t - 2 * log_ratio)
 
 
-def kl_normal(mu_p, sigma_p, mu_q, sigma_q):
+def kl_normal(mu_p: ArrayLike, sigma_p: ArrayLike, mu_q: ArrayLike, sigma_q: ArrayLike) -> Floats:
     r"""Kullback-Leibler divergence between Gaussians on the line, elementwise.
 
     Parameters
@@ -83,7 +91,7 @@ def kl_normal(mu_p, sigma_p, mu_q, sigma_q):
         return (0.5 * (excess + ((mu_p - mu_q) / sigma_q) ** 2))[()]
 
 
-def log_ratio_normal(x, mu_p, sigma_p, mu_q, sigma_q):
+def log_ratio_normal(x: ArrayLike, mu_p: ArrayLike, sigma_p: ArrayLike, mu_q: ArrayLike, sigma_q: ArrayLike) -> Floats:
     r"""Log-ratio of two Gaussian densities on the line, elementwise.
 
     Parameters
@@ -122,12 +130,12 @@ def log_ratio_normal(x, mu_p, sigma_p, mu_q, sigma_q):
     return np.where(np.isinf(x), limit, value)[()]
 
 
-def applies(p, q):
+def applies(p: Mixture, q: Mixture) -> bool:
     """Whether `kl` has a formula for these distributions."""
     return p.n_components == q.n_components == 1
 
 
-def kl(p, q):
+def kl(p: Mixture, q: Mixture) -> Estimate:
     """Return KL(p || q) of two Gaussians as an Estimate whose error bounds the rounding."""
     if p.covs is None and q.covs is None:
         value = float(np.sum(kl_normal(p.means[0], p.stds[0], q.means[0], q.stds[0])))
@@ -158,7 +166,7 @@ def _kl_full(p, q):
     return Estimate(value, error=error, method="closed-form")
 
 
-def entropy(p):
+def entropy(p: Mixture) -> Estimate:
     """Return the entropy of a single Gaussian."""
     scales = np.atleast_1d(p.stds[0]) if p.covs is None else np.diagonal(np.linalg.cholesky(p.covs[0]))
     logs = np.log(scales) + 0.5 * np.log(2 * np.pi * np.e)

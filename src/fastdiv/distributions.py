@@ -1,12 +1,19 @@
 """Gaussian mixtures: densities, moments and samples. A Gaussian is a mixture of one."""
 
+from __future__ import annotations
+
 import math
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._arrays import as_count, as_float_array, as_rng
 from ._backend import kernels, map_blocks
+
+if TYPE_CHECKING:
+    from ._arrays import ArrayLike, Floats, NDArray, Seed
+    from .estimate import Estimate
 
 FLOAT64 = np.dtype(np.float64)
 
@@ -110,7 +117,9 @@ class Mixture:
            [0.478731, 0.      ]])
     """
 
-    def __init__(self, weights, means, stds=None, *, covs=None):
+    def __init__(
+        self, weights: ArrayLike, means: ArrayLike, stds: ArrayLike | None = None, *, covs: ArrayLike | None = None
+    ) -> None:
         if (stds is None) == (covs is None):
             raise TypeError("give either stds or covs, got " + ("neither" if stds is None else "both"))
         self.weights = _checked_weights(weights)
@@ -158,7 +167,7 @@ class Mixture:
         means = means if origin is None else means - origin
         getattr(module, self._kernel)(x, log_weights, means, scales, out)
 
-    def logpdf(self, x, *, backend=None):
+    def logpdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
         """Logarithm of the density.
 
         Parameters
@@ -208,7 +217,7 @@ class Mixture:
 
     log_prob = logpdf
 
-    def pdf(self, x, *, backend=None):
+    def pdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
         """Density; parameters as in `logpdf`.
 
         Examples
@@ -219,7 +228,7 @@ class Mixture:
         """
         return np.exp(self.logpdf(x, backend=backend))
 
-    def cdf(self, x):
+    def cdf(self, x: ArrayLike) -> Floats:
         """Cumulative distribution function, on the line only.
 
         Parameters
@@ -253,7 +262,7 @@ class Mixture:
             total += weight * ndtr((x - mean) / std)
         return total[()]
 
-    def sample(self, shape=(), *, rng=None):
+    def sample(self, shape: int | tuple[int, ...] = (), *, rng: Seed = None) -> Floats:
         """Draw independent samples.
 
         Parameters
@@ -284,7 +293,7 @@ class Mixture:
             draws[chosen] = self.means[k] + self.sample_component(k, np.count_nonzero(chosen), rng)
         return draws.reshape(shape + self.event_shape)[()]
 
-    def sample_component(self, k, n, rng):
+    def sample_component(self, k: int, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw `n` samples of component `k`, less its mean."""
         z = rng.standard_normal((n, *self.event_shape))
         if self.covs is None:
@@ -293,7 +302,7 @@ class Mixture:
             z = z @ self._scales[k].T
         return z
 
-    def mean(self):
+    def mean(self) -> Floats:
         """Mean, a float or an array of shape (D,).
 
         Examples
@@ -304,7 +313,7 @@ class Mixture:
         """
         return self.weights @ self.means
 
-    def variance(self):
+    def variance(self) -> Floats:
         """Variance, a float or an array of shape (D,), one per dimension.
 
         Examples
@@ -316,7 +325,7 @@ class Mixture:
         within = self.stds**2 if self.covs is None else np.diagonal(self.covs, axis1=1, axis2=2)
         return self.weights @ (within + (self.means - self.mean()) ** 2)
 
-    def entropy(self):
+    def entropy(self) -> Estimate:
         """Differential entropy, in nats; shorthand for `fastdiv.entropy`.
 
         Returns
@@ -357,17 +366,17 @@ class Normal(Mixture):
     np.float64(-1.737086)
     """
 
-    def __init__(self, loc=0.0, scale=1.0):
+    def __init__(self, loc: float = 0.0, scale: float = 1.0) -> None:
         loc, scale = _parameter(loc, "loc", (0,)), _checked_scales(scale, (), "scale")
         super().__init__([1.0], loc[None], scale[None])
 
     @property
-    def loc(self):
+    def loc(self) -> np.floating:
         """Mean."""
         return self.means[0]
 
     @property
-    def scale(self):
+    def scale(self) -> np.floating:
         """Standard deviation."""
         return self.stds[0]
 
@@ -400,7 +409,7 @@ class MultivariateNormal(Mixture):
     np.float64(-2.720517)
     """
 
-    def __init__(self, mean, cov):
+    def __init__(self, mean: ArrayLike, cov: ArrayLike) -> None:
         mean = _parameter(mean, "mean", (1,))
         if not mean.size:
             raise ValueError("mean must have at least one entry, got an empty array")
@@ -431,7 +440,7 @@ def check_distributions(**distributions):
         raise ValueError(f"{' and '.join(distributions)} must have the same dimensions, got event shapes {got}")
 
 
-def midpoint(p, q):
+def midpoint(p: Mixture, q: Mixture) -> Mixture:
     """Return the mixture (p + q) / 2."""
     weights = np.concatenate([p.weights, q.weights]) / 2
     means = np.concatenate([p.means, q.means])
@@ -444,7 +453,7 @@ def _full(p):
     return p.covs if p.covs is not None else np.stack([np.diag(std**2) for std in p.stds])
 
 
-def log_ratio(x, p, q, *, backend=None):
+def log_ratio(x: ArrayLike, p: Mixture, q: Mixture, *, backend: str | None = None) -> Floats:
     """Log-ratio of two densities, log p(x) - log q(x).
 
     Parameters
@@ -479,7 +488,7 @@ def log_ratio(x, p, q, *, backend=None):
         return p.logpdf(x, backend=backend) - q.logpdf(x, backend=backend)
 
 
-def optimal_classifier(x, p, q, *, backend=None):
+def optimal_classifier(x: ArrayLike, p: Mixture, q: Mixture, *, backend: str | None = None) -> Floats:
     """Probability that a point came from p and not from q, both equally likely.
 
     It is p / (p + q), the sigmoid of the log-ratio (Sugiyama, Suzuki & Kanamori 2012, section 4.1).

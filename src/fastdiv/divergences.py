@@ -1,7 +1,10 @@
 """The public divergences: choose a way to the number, and take it."""
 
+from __future__ import annotations
+
 import math
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +13,10 @@ from ._arrays import as_count, as_rng
 from ._backend import kernels
 from .distributions import check_distributions, midpoint
 from .estimate import Estimate
+
+if TYPE_CHECKING:
+    from ._arrays import Seed
+    from .distributions import Mixture
 
 __all__ = ["entropy", "js_divergence", "kl_divergence"]
 
@@ -49,7 +56,18 @@ def _kl(p, q, method, rtol, n, rng, bounds, num, backend):
     return montecarlo.monte_carlo(p, q, n, rtol, rng, backend)
 
 
-def kl_divergence(p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None):
+def kl_divergence(
+    p: Mixture,
+    q: Mixture,
+    *,
+    method: str = "auto",
+    rtol: float | None = None,
+    n: int | None = None,
+    rng: Seed = None,
+    bounds: tuple[float, float] | None = None,
+    num: int | None = None,
+    backend: str | None = None,
+) -> Estimate:
     r"""Kullback-Leibler divergence of p from q.
 
     Parameters
@@ -117,7 +135,18 @@ def kl_divergence(p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=No
     return _kl(p, q, method, rtol, n, rng, bounds, num, backend)
 
 
-def js_divergence(p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None):
+def js_divergence(
+    p: Mixture,
+    q: Mixture,
+    *,
+    method: str = "auto",
+    rtol: float | None = None,
+    n: int | None = None,
+    rng: Seed = None,
+    bounds: tuple[float, float] | None = None,
+    num: int | None = None,
+    backend: str | None = None,
+) -> Estimate:
     r"""Jensen-Shannon divergence between p and q.
 
     Parameters
@@ -176,7 +205,17 @@ def js_divergence(p, q, *, method="auto", rtol=None, n=None, rng=None, bounds=No
     )
 
 
-def entropy(p, *, method="auto", rtol=None, n=None, rng=None, bounds=None, num=None, backend=None):
+def entropy(
+    p: Mixture,
+    *,
+    method: str = "auto",
+    rtol: float | None = None,
+    n: int | None = None,
+    rng: Seed = None,
+    bounds: tuple[float, float] | None = None,
+    num: int | None = None,
+    backend: str | None = None,
+) -> Estimate:
     r"""Differential entropy of p.
 
     Parameters

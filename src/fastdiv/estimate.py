@@ -1,7 +1,13 @@
 """A number that carries its error, the way it was found and what it cost."""
 
+from __future__ import annotations
+
 import math
 from numbers import Real
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["AccuracyWarning", "Estimate"]
 
@@ -38,16 +44,22 @@ class Estimate(float):
     0.4378 ± 0.0084 (monte-carlo, n=5000)
     """
 
+    error: float
+    method: str
+    standard_error: float | None
+    n_evaluations: int
+    diagnostics: dict[str, Any]
+
     def __new__(  # noqa: D102
         cls,
-        value,
+        value: float,
         *,
-        error=math.nan,
-        method="",
-        standard_error=None,
-        n_evaluations=0,
-        diagnostics=None,
-    ):
+        error: float = math.nan,
+        method: str = "",
+        standard_error: float | None = None,
+        n_evaluations: int = 0,
+        diagnostics: dict[str, Any] | None = None,
+    ) -> Estimate:
         self = super().__new__(cls, value)
         self.error = float(error)
         self.method = method
@@ -56,7 +68,7 @@ class Estimate(float):
         self.diagnostics = dict(diagnostics or {})
         return self
 
-    def confidence_interval(self, level=0.95):
+    def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return the interval that holds the true value with probability `level`.
 
         Where something was sampled, it is value ± quantile × standard error, of the normal distribution, or of
@@ -97,7 +109,7 @@ class Estimate(float):
             margin = float(stdtrit(freedom, (1 + level) / 2)) * self.standard_error
         return float(self) - margin, float(self) + margin
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         value, error = f"{float(self)!r}", f"{self.error:.2g}"
         if abs(self) < 1e16 and 1e-19 < self.error < 1e16:
             digits = max(1 - math.floor(math.log10(self.error)), 0)  # two digits of the error

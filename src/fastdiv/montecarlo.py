@@ -1,13 +1,20 @@
 """Divergences by Monte Carlo, stratified by component, and running means."""
 
+from __future__ import annotations
+
 import math
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._arrays import as_count, as_float_array, as_rng
 from ._backend import kernels, map_blocks
 from .estimate import AccuracyWarning, Estimate
+
+if TYPE_CHECKING:
+    from ._arrays import ArrayLike, NDArray, Seed
+    from .distributions import Mixture
 
 __all__ = ["running_mean"]
 
@@ -20,7 +27,7 @@ MAX_N = 10**9
 MAX_DOMINANCE = 0.4
 
 
-def new_moments():
+def new_moments() -> NDArray[np.float64]:
     """Return the moments of nothing: count, mean, M2, min, max, and the mean's rounding error."""
     return np.array([0.0, 0.0, 0.0, np.inf, -np.inf, 0.0])
 
@@ -70,7 +77,14 @@ def _component_moments(p, q, counts, rng, module):
     return np.array(totals)
 
 
-def monte_carlo(p, q=None, n=None, rtol=None, rng=None, backend=None):
+def monte_carlo(
+    p: Mixture,
+    q: Mixture | None = None,
+    n: int | None = None,
+    rtol: float | None = None,
+    rng: Seed = None,
+    backend: str | None = None,
+) -> Estimate:
     """Return the mean of log p - log q over draws of p, with its standard error.
 
     Component k of p gets its share of the draws, and with weight w_k, mean m_k and variance v_k of its n_k draws the
@@ -125,7 +139,7 @@ def monte_carlo(p, q=None, n=None, rtol=None, rng=None, backend=None):
     )
 
 
-def running_mean(values):
+def running_mean(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean of the first 1, 2, 3, … values, and the standard error of each.
 
     Parameters

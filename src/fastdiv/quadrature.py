@@ -1,7 +1,10 @@
 """Divergences on the line by the trapezoid rule."""
 
+from __future__ import annotations
+
 import math
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,6 +12,9 @@ from ._arrays import as_count
 from ._backend import kernels, map_blocks
 from .distributions import check_distributions
 from .estimate import AccuracyWarning, Estimate
+
+if TYPE_CHECKING:
+    from .distributions import Mixture
 
 __all__ = ["trapezoid_kl"]
 
@@ -47,7 +53,9 @@ def _default_bounds(*distributions):
     return min(means) - reach, max(means) + reach
 
 
-def trapezoid_kl(p, q, num=1000, bounds=None, *, backend=None):
+def trapezoid_kl(
+    p: Mixture, q: Mixture, num: int = 1000, bounds: tuple[float, float] | None = None, *, backend: str | None = None
+) -> float:
     r"""Kullback-Leibler divergence by the trapezoid rule on a uniform grid.
 
     Parameters
@@ -97,7 +105,13 @@ def trapezoid_kl(p, q, num=1000, bounds=None, *, backend=None):
     return math.fsum(map_blocks(work, num)) * (upper - lower) / (num - 1)
 
 
-def trapezoid(p, q=None, num=None, bounds=None, backend=None):
+def trapezoid(
+    p: Mixture,
+    q: Mixture | None = None,
+    num: int | None = None,
+    bounds: tuple[float, float] | None = None,
+    backend: str | None = None,
+) -> Estimate:
     """Return `trapezoid_kl`, or the integral of p log p, as an Estimate; its error is the distance to `integrate`."""
     num = 1000 if num is None else num
     if q is None:
@@ -112,7 +126,13 @@ def trapezoid(p, q=None, num=None, bounds=None, backend=None):
     return Estimate(value, error=error, method="trapezoid", n_evaluations=num)
 
 
-def integrate(p, q=None, rtol=None, bounds=None, backend=None):
+def integrate(
+    p: Mixture,
+    q: Mixture | None = None,
+    rtol: float | None = None,
+    bounds: tuple[float, float] | None = None,
+    backend: str | None = None,
+) -> Estimate:
     """Return the mean of log p - log q under p as an Estimate, integrated until it has converged to `rtol`.
 
     Each component of p is integrated in its own coordinate z, where it is the standard normal: so narrow components

@@ -1,9 +1,12 @@
 """Density ratios from samples, by probabilistic classification."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from contextlib import contextmanager
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expit
@@ -24,6 +27,9 @@ from sklearn.utils.validation import (
 from ._arrays import as_count, as_rng
 from ._backend import kernels
 from .estimate import AccuracyWarning, Estimate
+
+if TYPE_CHECKING:
+    from ._arrays import ArrayLike, NDArray, Seed
 
 __all__ = ["LogisticRatioClassifier", "divergences_from_samples"]
 
@@ -118,18 +124,18 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        degree=1,
-        solver="sgd",
+        degree: int = 1,
+        solver: str = "sgd",
         *,
-        alpha=1e-4,
-        learning_rate=0.05,
-        momentum=0.9,
-        batch_size=32,
-        max_iter=1000,
-        tol=1e-5,
-        random_state=None,
-        backend=None,
-    ):
+        alpha: float = 1e-4,
+        learning_rate: float = 0.05,
+        momentum: float = 0.9,
+        batch_size: int = 32,
+        max_iter: int = 1000,
+        tol: float = 1e-5,
+        random_state: int | np.random.RandomState | None = None,
+        backend: str | None = None,
+    ) -> None:
         self.degree = degree
         self.solver = solver
         self.alpha = alpha
@@ -164,7 +170,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
             if not (math.isfinite(value) and valid(value)):
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LogisticRatioClassifier:
         """Fit to labelled samples.
 
         Parameters
@@ -267,7 +273,13 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         self.n_iter_ = len(self.loss_curve_)
         self.coef_, self.intercept_ = coef[None, :-1], coef[-1:]
 
-    def fit_samples(self, x_p, x_q, sample_weight_p=None, sample_weight_q=None):
+    def fit_samples(
+        self,
+        x_p: ArrayLike,
+        x_q: ArrayLike,
+        sample_weight_p: ArrayLike | None = None,
+        sample_weight_q: ArrayLike | None = None,
+    ) -> LogisticRatioClassifier:
         """Fit to samples of p, the numerator, and q, the denominator.
 
         Parameters
@@ -305,7 +317,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
     def _log_odds(self, terms):
         return terms @ self.coef_[0] + self.intercept_[0]
 
-    def decision_function(self, X):
+    def decision_function(self, X: ArrayLike) -> NDArray[np.floating]:
         """Log-odds of the numerator's class, as the sizes of the samples make them.
 
         Parameters
@@ -320,17 +332,17 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         """
         return self._log_odds(self._terms(X))
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
         """Probabilities of the two classes, shape (n, 2), in the order of `classes_`."""
         log_odds = self.decision_function(X)
         return np.column_stack([expit(-log_odds), expit(log_odds)])
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> NDArray:
         """Return the likelier class of each point, shape (n,)."""
         positive = self.decision_function(X) > 0
         return self.classes_[positive.astype(np.intp)]
 
-    def log_ratio(self, X):
+    def log_ratio(self, X: ArrayLike) -> NDArray[np.floating]:
         """Estimated log p(x) - log q(x).
 
         Parameters
@@ -345,11 +357,11 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         """
         return self.decision_function(_as_matrix(X)) + self.log_prior_ratio_
 
-    def ratio(self, X):
+    def ratio(self, X: ArrayLike) -> NDArray[np.floating]:
         """Estimated p(x) / q(x), shape (n,)."""
         return np.exp(self.log_ratio(X))
 
-    def kl_divergence(self, x_p):
+    def kl_divergence(self, x_p: ArrayLike) -> Estimate:
         """Estimate KL(p || q) as the mean log-ratio over samples of p.
 
         Parameters
@@ -364,7 +376,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         """
         return self._estimates(x_p=x_p)["kl_pq"]
 
-    def js_divergence(self, x_p, x_q):
+    def js_divergence(self, x_p: ArrayLike, x_q: ArrayLike) -> Estimate:
         """Estimate the Jensen-Shannon divergence from the log-ratio at samples of both.
 
         Parameters
@@ -468,7 +480,14 @@ def checked_samples(x_p, x_q):
     return x_p, x_q
 
 
-def divergences_from_samples(x_p, x_q, *, estimator=None, n_splits=5, rng=None):
+def divergences_from_samples(
+    x_p: ArrayLike,
+    x_q: ArrayLike,
+    *,
+    estimator: LogisticRatioClassifier | None = None,
+    n_splits: int = 5,
+    rng: Seed = None,
+) -> dict[str, Estimate]:
     r"""Estimate KL both ways and JS from samples, each log-ratio by a classifier that has not seen the point.
 
     Parameters
