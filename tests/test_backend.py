@@ -158,6 +158,15 @@ def long_monte_carlo():
     fastdiv.kl_divergence(P, Q, method="monte-carlo", n=10**9)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C, also where the test run was started with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("work", [long_fit, long_monte_carlo])
 def test_ctrl_c_stops_long_work_within_a_second(work, threads):
     threads(2)

@@ -1,5 +1,9 @@
 """Divergences, density ratios and the mixtures under them, on compiled kernels, each number with its error."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ._backend import get_backend, get_num_threads, set_backend, set_num_threads, show_config, use_backend
 from ._logsumexp import logsumexp
 from .closed_form import kl_normal, log_ratio_normal
@@ -8,6 +12,9 @@ from .divergences import entropy, js_divergence, kl_divergence
 from .estimate import AccuracyWarning, Estimate
 from .montecarlo import running_mean
 from .quadrature import trapezoid_kl
+
+if TYPE_CHECKING:
+    from .ratio import LogisticRatioClassifier
 
 __all__ = [
     "AccuracyWarning",
@@ -35,7 +42,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # A scikit-learn estimator needs scikit-learn to be defined; importing fastdiv must not.
     if name == "LogisticRatioClassifier":
         from .ratio import LogisticRatioClassifier
@@ -44,5 +51,5 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

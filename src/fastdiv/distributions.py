@@ -140,7 +140,8 @@ class Mixture:
             self._kernel = "mixture_logpdf_full"
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
-        self._parameters = {FLOAT64: (log_weights, self.means, self._scales)}
+        # Writable copies: Numba compiles anew for every mix of read-only arguments.
+        self._parameters = {FLOAT64: (log_weights, self.means.copy(), self._scales.copy())}
 
     def __repr__(self):
         spread = f"stds={_short(self.stds)}" if self.covs is None else f"covs={_short(self.covs)}"
