@@ -26,7 +26,7 @@ REACH = 9.0
 MAX_INTERVALS = 1 << 12
 MAX_HALVINGS = 5
 MAX_BISECTIONS = 60
-NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
+N_NODES = 16
 
 
 def _check_on_line(p, method):
@@ -217,21 +217,22 @@ def _halved(integrand, lower, upper, intervals, rtol):
 
 def _adaptive(integrand, edges, rtol):
     """Halve the panels between `edges` until Gauss-Legendre on a panel and on its halves agree."""
+    nodes, weights = np.polynomial.legendre.leggauss(N_NODES)
 
     def rule(left, right):
         half = (right - left) / 2
-        z = (left + half)[:, None] + half[:, None] * NODES
-        return [half * (part.reshape(z.shape) @ NODE_WEIGHTS) for part in integrand(z.ravel())]
+        z = (left + half)[:, None] + half[:, None] * nodes
+        return [half * (part.reshape(z.shape) @ weights) for part in integrand(z.ravel())]
 
     left, right = edges[:-1], edges[1:]
     whole, _ = rule(left, right)
     value = error = 0.0
-    n_evaluations = whole.size * NODES.size
+    n_evaluations = whole.size * N_NODES
     for _ in range(MAX_BISECTIONS):
         ends = np.column_stack([left, (left + right) / 2, right])
         left, right = ends[:, :2].ravel(), ends[:, 1:].ravel()
         halves, rounding = rule(left, right)
-        n_evaluations += halves.size * NODES.size
+        n_evaluations += halves.size * N_NODES
         pairs, rounding = halves.reshape(-1, 2).sum(axis=1), rounding.reshape(-1, 2).sum(axis=1)
         change = np.abs(pairs - whole)
         tolerance = rtol * abs(value + np.sum(pairs)) / len(edges)
