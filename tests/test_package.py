@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_files_import_only_from_floors_below():
             if isinstance(node, ast.ImportFrom) and node.level:
                 for name in [node.module] if node.module else [alias.name for alias in node.names]:
                     assert floor[name] <= floor[path.stem], f"{path.stem} imports {name}"
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="for a free-threaded Python")
+def test_the_kernels_leave_the_gil_off():
+    code = "import sys, fastdiv; fastdiv.Normal().logpdf(0.5); print(sys._is_gil_enabled())"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False", result.stderr
 
 
 def test_subnormals_survive_the_import():

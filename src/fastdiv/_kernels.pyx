@@ -121,7 +121,7 @@ cdef void _logsumexp_columns(
 cdef void _normal_terms(
     const floating *x,
     Py_ssize_t n_points,
-    const double *log_coefs,
+    const floating *log_coefs,
     const floating *means,
     const floating *stds,
     Py_ssize_t n_components,
@@ -130,7 +130,7 @@ cdef void _normal_terms(
     cdef floating log_coef, mean, scale, z
     cdef Py_ssize_t k, i
     for k in range(n_components):
-        log_coef = <floating> log_coefs[k]
+        log_coef = log_coefs[k]
         mean = means[k]
         scale = <floating> (SQRT_HALF / stds[k])
         for i in range(n_points):
@@ -145,14 +145,16 @@ cdef void _log_coefficients(
     Py_ssize_t n_scales,
     Py_ssize_t scale_stride,
     Py_ssize_t component_stride,
-    double *log_coefs,
+    floating *log_coefs,
 ) noexcept nogil:
     """Log of weight over the product of scales and sqrt(2 pi)."""
     cdef Py_ssize_t k, d
+    cdef double log_coef
     for k in range(n_components):
-        log_coefs[k] = log_weights[k] - n_scales * HALF_LOG_2PI
+        log_coef = log_weights[k] - n_scales * HALF_LOG_2PI
         for d in range(n_scales):
-            log_coefs[k] -= log(scales[k * component_stride + d * scale_stride])
+            log_coef -= log(scales[k * component_stride + d * scale_stride])
+        log_coefs[k] = <floating> log_coef
 
 
 cdef void _transpose_block(
@@ -173,11 +175,9 @@ def mixture_logpdf(
 ):
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t block, start, n_points
-    cdef double *log_coefs = <double *> malloc(n_components * sizeof(double))
-    cdef floating *terms = <floating *> malloc(n_components * BLOCK * sizeof(floating))
-    if log_coefs == NULL or terms == NULL:
-        free(log_coefs)
-        free(terms)
+    cdef floating *terms = <floating *> malloc(n_components * (BLOCK + 1) * sizeof(floating))
+    cdef floating *log_coefs = terms + n_components * BLOCK
+    if terms == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(&log_weights[0], &stds[0], n_components, 1, 0, 1, log_coefs)
@@ -186,7 +186,6 @@ def mixture_logpdf(
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
             _normal_terms(&x[start], n_points, log_coefs, &means[0], &stds[0], n_components, terms)
             _logsumexp_columns(terms, n_components, n_points, &out[start])
-        free(log_coefs)
         free(terms)
 
 
@@ -202,13 +201,10 @@ def mixture_logpdf_diag(
     cdef Py_ssize_t block, start, n_points, k, d, i
     cdef floating mean, scale, z
     cdef floating *row
-    cdef double *log_coefs = <double *> malloc(n_components * sizeof(double))
-    cdef floating *terms = <floating *> malloc(n_components * BLOCK * sizeof(floating))
-    cdef floating *columns = <floating *> malloc(n_dims * BLOCK * sizeof(floating))
-    if log_coefs == NULL or terms == NULL or columns == NULL:
-        free(log_coefs)
-        free(terms)
-        free(columns)
+    cdef floating *terms = <floating *> malloc((n_components * (BLOCK + 1) + n_dims * BLOCK) * sizeof(floating))
+    cdef floating *columns = terms + n_components * BLOCK
+    cdef floating *log_coefs = columns + n_dims * BLOCK
+    if terms == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(&log_weights[0], &stds[0, 0], n_components, n_dims, 1, n_dims, log_coefs)
@@ -219,7 +215,7 @@ def mixture_logpdf_diag(
             for k in range(n_components):
                 row = terms + k * BLOCK
                 for i in range(n_points):
-                    row[i] = <floating> log_coefs[k]
+                    row[i] = log_coefs[k]
                 for d in range(n_dims):
                     mean = means[k, d]
                     scale = <floating> (SQRT_HALF / stds[k, d])
@@ -227,9 +223,7 @@ def mixture_logpdf_diag(
                         z = (columns[d * BLOCK + i] - mean) * scale
                         row[i] -= z * z
             _logsumexp_columns(terms, n_components, n_points, &out[start])
-        free(log_coefs)
         free(terms)
-        free(columns)
 
 
 def mixture_logpdf_full(
@@ -246,15 +240,11 @@ def mixture_logpdf_full(
     cdef floating *row
     cdef floating *z_d
     cdef floating *z_e
-    cdef double *log_coefs = <double *> malloc(n_components * sizeof(double))
-    cdef floating *terms = <floating *> malloc(n_components * BLOCK * sizeof(floating))
-    cdef floating *columns = <floating *> malloc(n_dims * BLOCK * sizeof(floating))
-    cdef floating *z = <floating *> malloc(n_dims * BLOCK * sizeof(floating))
-    if log_coefs == NULL or terms == NULL or columns == NULL or z == NULL:
-        free(log_coefs)
-        free(terms)
-        free(columns)
-        free(z)
+    cdef floating *terms = <floating *> malloc((n_components * (BLOCK + 1) + 2 * n_dims * BLOCK) * sizeof(floating))
+    cdef floating *columns = terms + n_components * BLOCK
+    cdef floating *z = columns + n_dims * BLOCK
+    cdef floating *log_coefs = z + n_dims * BLOCK
+    if terms == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(
@@ -267,7 +257,7 @@ def mixture_logpdf_full(
             for k in range(n_components):
                 row = terms + k * BLOCK
                 for i in range(n_points):
-                    row[i] = <floating> log_coefs[k]
+                    row[i] = log_coefs[k]
                 # Solve L z = (x - mean) / sqrt(2) by forward substitution, a dimension of all points at a time.
                 for d in range(n_dims):
                     z_d = z + d * BLOCK
@@ -284,10 +274,7 @@ def mixture_logpdf_full(
                         z_d[i] *= factor
                         row[i] -= z_d[i] * z_d[i]
             _logsumexp_columns(terms, n_components, n_points, &out[start])
-        free(log_coefs)
         free(terms)
-        free(columns)
-        free(z)
 
 
 def logsumexp_rows(const floating[:, ::1] a, floating[::1] out):
@@ -344,11 +331,9 @@ def trapezoid_kl(
     cdef floating x[BLOCK]
     cdef floating log_p[BLOCK]
     cdef floating log_q[BLOCK]
-    cdef double *log_coefs = <double *> malloc((n_p + n_q) * sizeof(double))
-    cdef floating *terms = <floating *> malloc(n_terms * BLOCK * sizeof(floating))
-    if log_coefs == NULL or terms == NULL:
-        free(log_coefs)
-        free(terms)
+    cdef floating *terms = <floating *> malloc((n_terms * BLOCK + n_p + n_q) * sizeof(floating))
+    cdef floating *log_coefs = terms + n_terms * BLOCK
+    if terms == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(&log_weights_p[0], &stds_p[0], n_p, 1, 0, 1, log_coefs)
@@ -372,7 +357,6 @@ def trapezoid_kl(
                 integrand[i] = density * log_ratio
             _two_sum(&total, &compensation, _sum(integrand, n_points))
         out[0] = total + compensation
-        free(log_coefs)
         free(terms)
 
 
