@@ -56,14 +56,15 @@ def test_compare_prints_the_most_different_column_first(write, columns, capsys):
     assert "A: a.csv, 800 rows (0 left out for missing values)" in out
     assert "KL(A‖B)" in out
     assert out.index("far") < out.index("same")
-    assert "only_b" not in out
+    assert "only in B: only_b" in out
+    assert "quadratic log-odds" in out
 
 
 def test_compare_as_json_holds_the_truth(write, columns, capsys):
     a, b = (write(name, content) for name, content in zip(("a.csv", "b.parquet"), columns, strict=True))
     assert main(["compare", a, b, "--json", "--column", "far"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["a"] == {"path": "a.csv", "rows": 800, "rows_left_out": 0}
+    assert report["a"] == {"path": "a.csv", "rows": 800, "rows_left_out": 0, "unmatched_columns": []}
     (column,) = report["columns"]
     p, q = Normal(1, 1), Normal(0, 2)
     truths = {"kl_ab": kl_divergence(p, q), "kl_ba": kl_divergence(q, p), "js": js_divergence(p, q)}
@@ -90,14 +91,15 @@ def test_rows_with_missing_values_are_counted_reported_and_left_out(write, colum
     assert main(["compare", "a.csv", "b.csv"]) == 0
     assert "A: a.csv, 30 rows (3 left out for missing values)" in capsys.readouterr().out
     assert main(["compare", "a.csv", "b.csv", "--json", "--column", "x"]) == 0
-    assert json.loads(capsys.readouterr().out)["a"] == {"path": "a.csv", "rows": 31, "rows_left_out": 2}
+    report = json.loads(capsys.readouterr().out)["a"]
+    assert (report["rows"], report["rows_left_out"]) == (31, 2)
 
 
 def test_columns_of_text_are_left_out_and_named(write, capsys):
     for name in ("a.csv", "b.csv"):
         write(name, "label,x\n" + "\n".join(f"cell{i},{i % 9}" for i in range(40)))
     assert main(["compare", "a.csv", "b.csv"]) == 0
-    assert "left out because they hold text: label" in capsys.readouterr().out
+    assert "left out because they hold no numbers: label" in capsys.readouterr().out
 
 
 def test_separated_samples_are_told(write, capsys):
@@ -105,8 +107,13 @@ def test_separated_samples_are_told(write, capsys):
     write("b.npy", np.linspace(5, 6, 50))
     assert main(["compare", "a.npy", "b.npy"]) == 0
     out = capsys.readouterr().out
-    assert "separated" in out
-    assert "the density ratio is unbounded" in " ".join(out.split())
+    assert "0 *" in out
+    assert "± inf" in out
+    assert "* the classifier separates the samples: the density ratio is unbounded" in out
+    assert main(["compare", "a.npy", "b.npy", "--json"]) == 0
+    (column,) = json.loads(capsys.readouterr().out)["columns"]
+    assert column["js"]["standard_error"] is None
+    assert any("separates the samples" in warning for warning in column["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -117,11 +124,19 @@ def test_separated_samples_are_told(write, capsys):
         ("x,y\n", [], "a.csv is empty"),
         ("u,v\n1,2\n", [], "a.csv and b.csv have no column in common"),
         (numbers("1,two"), [], "column 'y' of a.csv must be numeric, got 'two' in row 1"),
+        (numbers("1,None"), [], "column 'y' of a.csv must be numeric, got 'None' in row 1"),
+        (numbers("1,1e300"), [], "column 'y' cannot be compared: "),
+        (numbers("1,-inf"), [], "column 'y' of a.csv must be finite, got -inf in row 1"),
+        (
+            "x,y\n" + ",2\n" * 20,
+            [],
+            "a.csv must have at least 10 complete rows, got 0; column 'x' has the most missing",
+        ),
         (numbers("1,inf"), [], "column 'y' of a.csv must be finite, got inf in row 1"),
         (numbers(), ["--column", "z"], "a.csv has no column 'z'; it has 'x', 'y'"),
         ("x,y\n1,2\n3,4\n", [], "a.csv must have at least 10 complete rows, got 2"),
         ("x,x\n1,2\n", [], "a.csv has more than one column named 'x'"),
-        ("x,y\n1,2\n3\n", [], "a.csv cannot be read: CSV parse error"),
+        ("x,y\n1,2\n3\n", [], "a.csv cannot be read as CSV: CSV parse error"),
     ],
 )
 def test_what_cannot_be_compared_gets_one_sentence_and_status_2(write, capsys, a, arguments, sentence):
@@ -139,11 +154,13 @@ def test_what_cannot_be_compared_gets_one_sentence_and_status_2(write, capsys, a
     ("name", "content", "sentence"),
     [
         ("a.txt", "x\n1\n", "a.txt must be a CSV, Parquet or NPY file, by its ending"),
-        ("a.npy", "not an array", "a.npy cannot be read: "),
+        ("a.npy", "not an array", "a.npy cannot be read as NPY: "),
         ("a.npy", "", "a.npy is empty"),
         ("a.npy", np.zeros((0, 2)), "a.npy is empty"),
+        ("a.npy", np.array([{}]), "a.npy cannot be read as NPY: "),
+        ("a.npy", np.zeros((3, 3), dtype=[("x", float)]), "a.npy and b.csv have no column in common"),
         ("a.npy", np.zeros((20, 2, 2)), "a.npy must hold one or two dimensions, got an array of shape (20, 2, 2)"),
-        ("a.parquet", "not a table", "a.parquet cannot be read: "),
+        ("a.parquet", "not a table", "a.parquet cannot be read as PARQUET: "),
         ("a.parquet", "", "a.parquet is empty"),
     ],
 )
@@ -152,6 +169,31 @@ def test_files_that_cannot_be_read(write, capsys, name, content, sentence):
     write(name, content)
     assert main(["compare", name, "b.csv"]) == 2
     assert capsys.readouterr().err.startswith(f"fastdiv: {sentence}")
+
+
+def test_names_are_shown_as_they_are(write, capsys):
+    for name in ("a.csv", "b.csv"):
+        write(name, "[red]x[/red],[/y],z\x1b[2J\n" + "\n".join(f"{i},{i % 7},{i % 5}" for i in range(40)))
+    assert main(["compare", "a.csv", "b.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "[red]x[/red]" in out
+    assert "[/y]" in out
+    assert "z?[2J" in out
+
+
+def test_a_folder_is_no_file(write, tmp_path, capsys):
+    write("b.csv", numbers())
+    (tmp_path / "a.csv").mkdir()
+    assert main(["compare", "a.csv", "b.csv"]) == 2
+    assert capsys.readouterr().err == "fastdiv: a.csv is a folder\n"
+
+
+def test_output_survives_a_terminal_without_unicode(write, columns, tmp_path):
+    write("a.csv", columns[0])
+    command = [sys.executable, "-m", "fastdiv", "compare", "a.csv", "a.csv"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_missing_extra_is_named(write, monkeypatch, capsys):

@@ -78,7 +78,7 @@ def kl_divergence(
         "closed-form" is for two Gaussians. "quadrature", on the line, halves the trapezoid rule's step until it has
         converged. "trapezoid", on the line, is `trapezoid_kl`. "monte-carlo" averages log p/q over draws of p,
         stratified by component. "auto" is the first that applies of: the closed form; on the line, the trapezoid
-        rule if `bounds` or `num` is given, else quadrature; Monte Carlo.
+        rule if `bounds` or `num` is given, else quadrature; Monte Carlo. What only another method uses is ignored.
     rtol : float, optional
         Relative tolerance: of quadrature, 1e-10 by default; of Monte Carlo, where it sets the number of draws from a
         pilot run's variance unless `n` is given.
@@ -157,8 +157,8 @@ def js_divergence(
     Returns
     -------
     Estimate
-        :math:`\frac12 D(p\|m) + \frac12 D(q\|m)` with :math:`m = (p + q)/2`, in nats, between 0 and log 2 (by Monte
-        Carlo, up to its error).
+        :math:`\frac12 D(p\|m) + \frac12 D(q\|m)` with :math:`m = (p + q)/2`, in nats, between 0 and log 2 up to its
+        error.
 
     Raises
     ------

@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import (
     _check_sample_weight,
+    _get_feature_names,
     check_array,
     check_is_fitted,
     column_or_1d,
@@ -127,7 +128,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         degree: int = 1,
         solver: str = "sgd",
         *,
-        alpha: float = 1e-4,
+        alpha: float = 1e-6,
         learning_rate: float = 0.05,
         momentum: float = 0.9,
         batch_size: int = 32,
@@ -263,6 +264,9 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
             best = min(best, loss)
             if stalled >= PATIENCE:
                 rate, stalled = rate * DECAY, 0
+        if loss > 2 * math.log(2):
+            # With all coefficients zero it is log 2.
+            raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
         self.converged_ = rate <= MIN_RATE * self.learning_rate
         if not self.converged_:
             warnings.warn(
@@ -285,7 +289,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
-            Samples. One-dimensional arrays are taken as one feature.
+            Samples. One-dimensional arrays are taken as one feature; data frames must have the same columns.
         sample_weight_p, sample_weight_q : array_like, shape (n_p,), (n_q,), optional
             Weights of the samples.
 
@@ -299,6 +303,9 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             If a sample is empty, or the numbers of features differ.
         """
+        names = [_get_feature_names(x) for x in (x_p, x_q)]
+        if all(name is not None for name in names) and list(names[0]) != list(names[1]):
+            raise ValueError(f"x_p and x_q must have the same columns, got {list(names[0])} and {list(names[1])}")
         x_p, x_q = checked_samples(x_p, x_q)
         weight = None
         if sample_weight_p is not None or sample_weight_q is not None:
@@ -308,7 +315,10 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
                     _check_sample_weight(sample_weight_q, x_q, dtype=x_q.dtype),
                 ]
             )
-        return self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
+        self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
+        if names[0] is not None:
+            self.feature_names_in_ = names[0]
+        return self
 
     def _terms(self, X):
         check_is_fitted(self)
@@ -504,18 +514,28 @@ def divergences_from_samples(
     Returns
     -------
     dict of Estimate
-        "kl_pq", "kl_qp" and "js", in nats. The standard errors hold the spread of the samples and that of the fit.
+        "kl_pq", "kl_qp" and "js", in nats. The standard errors hold the spread of the samples, that of the fit, and
+        the distance to the value on the samples of the fit; where the samples are separated they are inf.
 
     Raises
     ------
+    TypeError
+        If `estimator` is not a LogisticRatioClassifier.
     ValueError
         If a sample has fewer than two rows, or the numbers of columns differ.
 
+    Warns
+    -----
+    AccuracyWarning
+        If the classifier separates the samples, or a divergence is beyond log n nats.
+
     Notes
     -----
-    Each divergence is a mean of some function of the log-ratio. Its standard error is the root of the summed squares
-    of the samples' influences: the deviation of a sample's own term, plus what the sample's score moves the fitted
-    coefficients by, times the mean's gradient in them (van der Vaart 1998, example 5.25 and chapter 3).
+    Each divergence is a mean of some function of the log-ratio. The first part of its standard error is the root of
+    the summed squares of the samples' influences: the deviation of a sample's own term, plus what the sample's score
+    moves the fitted coefficients by, times the mean's gradient in them (van der Vaart 1998, example 5.25 and
+    chapter 3). Influence vanishes where p and q coincide, and does not see a log-ratio that is extrapolated; the
+    second part, the difference between the held-out and the fitted value, is what is left there.
 
     Examples
     --------
@@ -532,6 +552,8 @@ def divergences_from_samples(
     if n_splits < 2:
         raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
     estimator = LogisticRatioClassifier(degree=2) if estimator is None else estimator
+    if not isinstance(estimator, LogisticRatioClassifier):
+        raise TypeError(f"estimator must be a LogisticRatioClassifier, got {type(estimator).__name__}")
 
     def fitted(x_p, x_q):
         return clone(estimator).set_params(random_state=int(rng.integers(1 << 31))).fit_samples(x_p, x_q)
@@ -543,26 +565,39 @@ def divergences_from_samples(
     for (fit_p, held_p), (fit_q, held_q) in zip(folds(x_p), folds(x_q), strict=True):
         model = fitted(x_p[fit_p], x_q[fit_q])
         log_ratio_p[held_p], log_ratio_q[held_q] = model.log_ratio(x_p[held_p]), model.log_ratio(x_q[held_q])
-    standard_errors = _standard_errors(fitted(x_p, x_q), x_p, x_q)
-    return {
-        name: _estimate(means, standard_errors[name])
-        for name, (means, _) in _functionals(log_ratio_p, log_ratio_q).items()
-    }
+    model = fitted(x_p, x_q)
+    in_sample = _in_sample(model, x_p, x_q)
+    estimates = {}
+    for name, (means, _) in _functionals(log_ratio_p, log_ratio_q).items():
+        value, influence = in_sample[name]
+        optimism = value - math.fsum(np.mean(part) for part in means.values())
+        standard_error = math.inf if model.separated_ else math.hypot(influence, optimism)
+        estimates[name] = _estimate(means, standard_error, separated=model.separated_, optimism=optimism)
+    known = math.log(min(len(x_p), len(x_q)))
+    if max(estimates["kl_pq"], estimates["kl_qp"]) > known:
+        warnings.warn(
+            f"a divergence beyond log n = {known:.2g} nats is more than samples of this size can tell: "
+            "the estimate is likely too low",
+            AccuracyWarning,
+            stacklevel=2,
+        )
+    return estimates
 
 
-def _standard_errors(model, x_p, x_q):
-    """Return the standard errors of the divergences on the samples of the fit, by their influence functions."""
+def _in_sample(model, x_p, x_q):
+    """Return, on the samples of the fit, each divergence and the norm of its influence function."""
     rows = {"x_p": slice(0, len(x_p)), "x_q": slice(len(x_p), None)}
     X = np.concatenate([x_p, x_q])
     in_p = np.arange(len(X)) < len(x_p)
     terms, log_odds = model.terms_.transform(X), model.decision_function(X)
     moves = _coefficient_moves(terms, in_p, log_odds, np.ones(len(X)), model.alpha)
     log_ratio = log_odds + model.log_prior_ratio_
-    errors = {}
+    found = {}
     for name, (means, slopes) in _functionals(log_ratio[rows["x_p"]], log_ratio[rows["x_q"]]).items():
         gradient = sum(slope @ _with_intercept(terms[rows[x]]) / len(slope) for x, slope in slopes.items())
         influence = moves @ gradient
         for x, values in means.items():
             influence[rows[x]] += (values - values.mean()) / len(values)
-        errors[name] = float(np.linalg.norm(influence))
-    return errors
+        value = math.fsum(np.mean(values) for values in means.values())
+        found[name] = value, float(np.linalg.norm(influence))
+    return found
