@@ -15,8 +15,8 @@ SIZES = [1000, 100_000]
 class _Kernel:
     """Arguments of one kernel, its pages touched and its code compiled."""
 
-    def load(self, name, backend, n, k=8, dtype="float64"):
-        inputs, outputs = CASES[name](n, k, np.dtype(dtype))
+    def load(self, name, backend, n, dtype="float64"):
+        inputs, outputs = CASES[name](n, dtype=np.dtype(dtype))
         kernel = getattr(_backend.kernels(backend), name)
         kernel(*inputs, *outputs)
         return lambda: kernel(*inputs, *outputs)
@@ -36,14 +36,14 @@ class Time(_Kernel):
 class FractionOfNumpy(_Kernel):
     """Our time over the reference's: the median over interleaved pairs in one process."""
 
-    params = (KERNELS, ["cython", "numba"], SIZES, [2, 8, 64])
-    param_names = ("kernel", "backend", "n", "components")
+    params = (KERNELS, ["cython", "numba"], SIZES)
+    param_names = ("kernel", "backend", "n")
     unit = "fraction of the NumPy reference's time"
 
-    def setup(self, name, backend, n, k):
-        self.ours, self.reference = (self.load(name, which, n, k) for which in (backend, "numpy"))
+    def setup(self, name, backend, n):
+        self.ours, self.reference = (self.load(name, which, n) for which in (backend, "numpy"))
 
-    def track_fraction_of_numpy(self, name, backend, n, k):
+    def track_fraction_of_numpy(self, name, backend, n):
         def seconds(call, calls):
             start = time.perf_counter()
             for _ in range(calls):

@@ -14,6 +14,7 @@ from fastdiv import (
     Mixture,
     MultivariateNormal,
     Normal,
+    entropy,
     js_divergence,
     kl_divergence,
     kl_normal,
@@ -183,16 +184,31 @@ def density_times_log_ratio(x, p, q):
 
 def test_random_mixtures_against_quad_in_many_panels():
     rng = np.random.default_rng(5)
-    for _ in range(25):
+    for _ in range(40):
         k = rng.integers(1, 6)
         p, q = (Mixture(rng.dirichlet(np.ones(k)), rng.normal(size=k), 10 ** rng.uniform(-3, 3, k)) for _ in "pq")
         knots = np.unique(np.concatenate([d.means + s * d.stds for d in (p, q) for s in range(-12, 13)]))
         integrand = functools.partial(density_times_log_ratio, p=p, q=q)
         panels = [integrate.quad(integrand, *ends, epsabs=1e-13, epsrel=1e-12) for ends in itertools.pairwise(knots)]
         expected = math.fsum(value for value, _ in panels)
-        estimate = kl_divergence(p, q, method="quadrature")
-        assert abs(estimate - expected) <= estimate.error + 1e-11 * (1 + expected)
+        for rtol in (1e-2, 1e-6, None):
+            estimate = kl_divergence(p, q, method="quadrature", rtol=rtol)
+            assert abs(estimate - expected) <= estimate.error + 1e-11 * (1 + expected)
         assert estimate.error <= 1e-9 * (1 + expected)
+
+
+def test_scales_that_float64_cannot_hold_together_are_told():
+    with pytest.warns(AccuracyWarning, match="did not converge"):
+        assert np.isnan(entropy(Mixture([0.5, 0.5], [0, 1e200], [1e-200, 1e150])))
+
+
+def test_variances_that_nearly_coincide_within_the_error():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = 2 ** rng.uniform(-3, 3, 3) * (1 + np.outer([0, 1], 10 ** rng.uniform(-15, -10, 3)))
+        expected = sum(mpmath_kl_normal(0, mpmath.sqrt(x), 0, mpmath.sqrt(y)) for x, y in zip(a, b, strict=True))
+        estimate = kl_divergence(MultivariateNormal(np.zeros(3), a), MultivariateNormal(np.zeros(3), b))
+        assert abs(estimate - expected) <= estimate.error
 
 
 def test_an_infinite_divergence_is_inf():

@@ -139,7 +139,11 @@ def kl(p: Mixture, q: Mixture) -> Estimate:
     """Return KL(p || q) of two Gaussians as an Estimate whose error bounds the rounding."""
     if p.covs is None and q.covs is None:
         value = float(np.sum(kl_normal(p.means[0], p.stds[0], q.means[0], q.stds[0])))
-        return Estimate(value, error=64 * EPS * value, method="closed-form")
+        error = 64 * EPS * value
+        if p.event_shape:
+            # The standard deviations may be rounded roots of variances.
+            error += 2 * EPS * float(np.sum(np.abs((p.stds[0] / q.stds[0]) ** 2 - 1) + EPS))
+        return Estimate(value, error=error, method="closed-form")
     return _kl_full(p, q)
 
 
@@ -168,6 +172,8 @@ def _kl_full(p, q):
 
 def entropy(p: Mixture) -> Estimate:
     """Return the entropy of a single Gaussian."""
-    scales = np.atleast_1d(p.stds[0]) if p.covs is None else np.diagonal(np.linalg.cholesky(p.covs[0]))
-    logs = np.log(scales) + 0.5 * np.log(2 * np.pi * np.e)
-    return Estimate(np.sum(logs), error=16 * EPS * (np.sum(np.abs(logs)) + len(logs)), method="closed-form")
+    stds = np.sqrt(np.diagonal(_covariance(p))) if p.event_shape else p.stds
+    factor = np.linalg.cholesky(p.covs[0] / np.outer(stds, stds)) if p.covs is not None else np.eye(len(stds))
+    logs = np.log(stds) + np.log(np.diagonal(factor)) + 0.5 * np.log(2 * np.pi * np.e)
+    error = 16 * EPS * (np.sum(np.abs(logs)) + len(logs) * np.linalg.cond(factor) ** 2)
+    return Estimate(np.sum(logs), error=error, method="closed-form")

@@ -76,9 +76,10 @@ def kl_divergence(
         Numerator and denominator, of the same dimensions.
     method : {"auto", "closed-form", "quadrature", "trapezoid", "monte-carlo"}
         "closed-form" is for two Gaussians. "quadrature", on the line, halves the trapezoid rule's step until it has
-        converged. "trapezoid", on the line, is `trapezoid_kl`. "monte-carlo" averages log p/q over draws of p,
-        stratified by component. "auto" is the first that applies of: the closed form; on the line, the trapezoid
-        rule if `bounds` or `num` is given, else quadrature; Monte Carlo. What only another method uses is ignored.
+        converged, or bisects panels where the components' scales are far apart. "trapezoid", on the line, is
+        `trapezoid_kl`. "monte-carlo" averages log p/q over draws of p, stratified by component. "auto" is the first
+        that applies of: the closed form; on the line, the trapezoid rule if `bounds` or `num` is given, else
+        quadrature; Monte Carlo. What only another method uses is ignored.
     rtol : float, optional
         Relative tolerance: of quadrature, 1e-10 by default; of Monte Carlo, where it sets the number of draws from a
         pilot run's variance unless `n` is given.

@@ -40,6 +40,7 @@ CHUNK_VALUES = 1 << 22
 # After PATIENCE epochs in a row that do not lower the loss by tol the learning rate is multiplied by DECAY, until it
 # is MIN_RATE of the first one.
 PATIENCE = 3
+FEW_ROWS = 50
 DECAY = 0.2
 MIN_RATE = 1e-4
 
@@ -451,7 +452,8 @@ def _estimate(means, standard_error, **diagnostics):
 def _coefficient_moves(terms, in_p, log_odds, weight, alpha):
     """Return what each sample moves the coefficients by: its score, centred in its class, over the Hessian.
 
-    The samples of a class are drawn given their number, so a common part of their scores is no noise.
+    The samples of a class are drawn given their number, so what their scores have in common is no noise; what the
+    classes' weights move the intercept by, the prior correction takes back.
     """
     terms, weight = _with_intercept(terms), weight.astype(np.float64)
     log_odds = log_odds.astype(np.float64)
@@ -459,7 +461,7 @@ def _coefficient_moves(terms, in_p, log_odds, weight, alpha):
     hessian = (terms.T * (weight * expit(log_odds) * expit(-log_odds))) @ terms + penalty
     scores = (weight * (in_p - expit(log_odds)))[:, None] * terms
     for rows in (in_p, ~in_p):
-        scores[rows] -= scores[rows].mean(axis=0)
+        scores[rows] -= np.outer(weight[rows], scores[rows].sum(axis=0) / weight[rows].sum())
     return scores @ np.linalg.pinv(hessian, hermitian=True)
 
 
@@ -527,7 +529,7 @@ def divergences_from_samples(
     Warns
     -----
     AccuracyWarning
-        If the classifier separates the samples, or a divergence is beyond log n nats.
+        If the classifier separates the samples, a divergence is beyond log n nats, or a sample has under 50 rows.
 
     Notes
     -----
@@ -573,6 +575,9 @@ def divergences_from_samples(
         optimism = value - math.fsum(np.mean(part) for part in means.values())
         standard_error = math.inf if model.separated_ else math.hypot(influence, optimism)
         estimates[name] = _estimate(means, standard_error, separated=model.separated_, optimism=optimism)
+    if min(len(x_p), len(x_q)) < FEW_ROWS:
+        message = f"the standard errors are for large samples, got {len(x_p)} and {len(x_q)} rows"
+        warnings.warn(message, AccuracyWarning, stacklevel=2)
     known = math.log(min(len(x_p), len(x_q)))
     if max(estimates["kl_pq"], estimates["kl_qp"]) > known:
         warnings.warn(
