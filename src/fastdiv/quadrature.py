@@ -28,8 +28,6 @@ MAX_HALVINGS = 5
 MAX_BISECTIONS = 60
 # Under this tolerance there is only rounding.
 MIN_RTOL = 1e-14
-# How many times the last change of a panel counts as its error: across a kink of log q changes are a matter of luck.
-SAFETY = 4
 N_NODES = 16
 
 
@@ -234,6 +232,7 @@ def _adaptive(integrand, edges, rtol):
 
     left, right = edges[:-1], edges[1:]
     whole, _ = rule(left, right)
+    before = np.full(whole.size, math.inf)
     value = error = 0.0
     n_evaluations = whole.size * N_NODES
     for _ in range(MAX_BISECTIONS):
@@ -242,13 +241,16 @@ def _adaptive(integrand, edges, rtol):
         halves, rounding = rule(left, right)
         n_evaluations += halves.size * N_NODES
         pairs, rounding = halves.reshape(-1, 2).sum(axis=1), rounding.reshape(-1, 2).sum(axis=1)
-        change = SAFETY * np.abs(pairs - whole)
+        change = np.abs(pairs - whole)
+        # Across a kink of log q one small change may be chance: the panel's and its parent's must both be small.
+        worst = np.maximum(before, change)
         tolerance = rtol * abs(value + np.sum(pairs)) / len(edges)
-        open_ = change > np.maximum(tolerance, rounding)
+        open_ = worst > np.maximum(tolerance, rounding)
         value += np.sum(pairs[~open_])
-        error += np.sum((change + rounding)[~open_])
+        error += np.sum((worst + rounding)[~open_])
         if not np.any(open_):
             return value, error, n_evaluations, True
         whole, left, right = (part[np.repeat(open_, 2)] for part in (halves, left, right))
+        before = np.repeat(change[open_], 2)
     value += np.sum(whole)
     return value, error + np.sum((change + rounding)[open_]), n_evaluations, False
