@@ -46,9 +46,6 @@ def mpmath_kl_mixtures(p, q, points):
         return mpmath.quad(lambda x: mpmath.exp(logpdf(p, x)) * (logpdf(p, x) - logpdf(q, x)), points)
 
 
-# -- closed forms
-
-
 def test_s1_in_closed_form():
     assert abs(kl_divergence(*S1) - S1_KL) < 1e-15
     assert abs(kl_normal(1, 1, 0, 2) - S1_KL) < 1e-15
@@ -99,9 +96,6 @@ def test_full_covariance_kl_within_its_error(dims):
         estimate = kl_divergence(MultivariateNormal(mean_p, cov_p), MultivariateNormal(mean_q, cov_q))
         assert abs(mpmath.mpf(float(estimate)) - expected) <= estimate.error
         assert estimate.error < 1e-8 * expected
-
-
-# -- quadrature
 
 
 def test_s4_by_trapezoid(backend):
@@ -240,9 +234,6 @@ def test_identical_distributions_have_no_divergence():
     assert kl_divergence(Normal(1, 2), Normal(1, 2)) == 0
 
 
-# -- Jensen-Shannon
-
-
 def test_js_of_s1():
     expected = 0.12771526  # 10 000 draws of each, published
     estimate = js_divergence(*S1, method="monte-carlo", n=10_000, rng=0)
@@ -265,9 +256,6 @@ def test_js_lies_between_0_and_log_2_and_is_symmetric():
     estimate = js_divergence(*S2, n=20_000, rng=0)
     assert estimate.method == "monte-carlo"
     assert 0 < estimate < math.log(2)
-
-
-# -- Monte Carlo
 
 
 def test_s2_by_monte_carlo():
@@ -353,9 +341,6 @@ def test_running_mean_survives_a_jump():
     mean, standard_error = running_mean(np.r_[1e9, np.zeros(9)])
     np.testing.assert_allclose(mean, 1e9 / np.arange(1, 11), rtol=1e-14)
     np.testing.assert_allclose(standard_error[1:], 1e9 / np.arange(2, 11), rtol=1e-12)
-
-
-# -- the choice of a method
 
 
 def test_auto_takes_the_first_way_that_applies():

@@ -84,9 +84,6 @@ cdef inline void _two_sum(double *total, double *compensation, double term) noex
     total[0] = s
 
 
-# ---- log-densities ---------------------------------------------------------------------------------
-
-
 cdef void _logsumexp_columns(
     const floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points, floating *out
 ) noexcept nogil:
@@ -303,9 +300,6 @@ def logsumexp_rows(const floating[:, ::1] a, floating[::1] out):
             out[row] = <floating> (shift + log1p(total + compensation + ties))
 
 
-# ---- trapezoid rule --------------------------------------------------------------------------------
-
-
 def trapezoid_kl(
     const floating[::1] log_weights_p,
     const floating[::1] means_p,
@@ -358,9 +352,6 @@ def trapezoid_kl(
             _two_sum(&total, &compensation, _sum(integrand, n_points))
         out[0] = total + compensation
         free(terms)
-
-
-# ---- Monte Carlo -----------------------------------------------------------------------------------
 
 
 cdef inline void _range(const double *values, Py_ssize_t n, double *low, double *high) noexcept nogil:
@@ -431,9 +422,6 @@ def log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, doub
             drift = _sum(values, n) / n
             drift = drift if isfinite(drift) else 0
             _merge_moments(&out[0], n, mean, drift, _sum(squares, n) - n * drift * drift, low, high)
-
-
-# ---- logistic regression ---------------------------------------------------------------------------
 
 
 def logistic_sgd_epoch(

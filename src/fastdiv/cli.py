@@ -106,9 +106,6 @@ def _table(title, columns, rows, caption=None):
     console.print(table)
 
 
-# -- compare -----------------------------------------------------------------------------------------------------------
-
-
 def _numbers_or_text(entries):
     """Return entries as floats, missing ones as NaN, or as an object array where they are not all numbers."""
     try:
@@ -318,9 +315,6 @@ def _compare(path_a, path_b, names, as_json):
     if text:
         print(f"left out because they hold no numbers: {', '.join(text)}")
     _print_divergences("Divergences in nats, most different first", "column", "AB", results)
-
-
-# -- demo --------------------------------------------------------------------------------------------------------------
 
 
 def _demo():
