@@ -154,6 +154,11 @@ def long_fit():
     LogisticRatioClassifier(max_iter=10**9, tol=0, learning_rate=1e-9).fit(X, X[:, 0] > 0)
 
 
+def long_fit_by_numpy():
+    x = np.random.default_rng(0).normal(size=(1_000_000, 1))
+    LogisticRatioClassifier(max_iter=10**9, tol=0, learning_rate=1e-9, backend="numpy").fit(x, x[:, 0] > 0)
+
+
 def long_monte_carlo():
     fastdiv.kl_divergence(P, Q, method="monte-carlo", n=10**9)
 
@@ -167,7 +172,7 @@ def ctrl_c():
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("work", [long_fit, long_monte_carlo])
+@pytest.mark.parametrize("work", [long_fit, long_fit_by_numpy, long_monte_carlo])
 def test_ctrl_c_stops_long_work_within_a_second(work, threads):
     threads(2)
     sent = []

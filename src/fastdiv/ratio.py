@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["LogisticRatioClassifier", "divergences_from_samples"]
 
 FLOATS = (np.float64, np.float32)
-# Values of X between two looks at Ctrl-C: a few hundredths of a second.
+# Values of X, and steps, between two looks at Ctrl-C: a few hundredths of a second, and with NumPy a few tenths.
 CHUNK_VALUES = 1 << 22
+CHUNK_STEPS = 1 << 12
 # After PATIENCE epochs in a row that do not lower the loss by tol the learning rate is multiplied by DECAY, until it
 # is MIN_RATE of the first one.
 PATIENCE = 3
@@ -234,7 +235,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         epoch = kernels(self.backend).logistic_sgd_epoch
         random = check_random_state(self.random_state)
         coef, velocity = np.zeros((2, terms.shape[1] + 1), dtype=terms.dtype)
-        chunk = max(CHUNK_VALUES // (terms.shape[1] * self.batch_size), 1) * self.batch_size
+        chunk = self.batch_size * min(max(CHUNK_VALUES // (terms.shape[1] * self.batch_size), 1), CHUNK_STEPS)
         rate, best, stalled = self.learning_rate, math.inf, 0
         self.loss_curve_ = []
         out = np.empty(1)
