@@ -208,6 +208,11 @@ def test_separated_samples_have_no_finite_error():
     assert all(estimate.standard_error == np.inf for estimate in found.values())
 
 
+def test_one_sample_has_no_finite_error():
+    model = LogisticRatioClassifier(random_state=0).fit_samples(*samples(100, 100))
+    assert model.kl_divergence([0.5]).standard_error == np.inf
+
+
 def test_steps_that_diverge_are_refused():
     with pytest.raises(ValueError, match="the steps diverge"):
         LogisticRatioClassifier(learning_rate=1e6, random_state=0).fit_samples(*samples(300, 300))

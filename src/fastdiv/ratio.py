@@ -413,7 +413,8 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         estimates = {}
         for name, (means, slopes) in _functionals(**log_ratios).items():
             gradient = sum(slope @ _with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
-            variance = sum(np.var(values, ddof=1) / len(values) for values in means.values() if len(values) > 1)
+            # One sample says nothing of its spread.
+            variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
             standard_error = math.sqrt(variance + gradient @ self.coef_covariance_ @ gradient)
             estimates[name] = _estimate(means, standard_error, converged=self.converged_, separated=self.separated_)
         return estimates
