@@ -309,6 +309,12 @@ def test_a_few_draws_that_carry_the_variance_are_told():
     assert estimate.diagnostics["dominance"] > 0.4
 
 
+def test_an_estimate_without_spread_has_an_interval_of_no_width():
+    for p in (Normal(0, 1), S4[0]):
+        assert kl_divergence(p, p, method="monte-carlo", n=1000, rng=0).confidence_interval() == (0, 0)
+        assert np.all(np.isfinite(js_divergence(p, p, method="monte-carlo", n=1000, rng=0).confidence_interval()))
+
+
 def test_running_mean():
     values = np.random.default_rng(0).normal(size=1000) + 1e6
     mean, standard_error = running_mean(values)

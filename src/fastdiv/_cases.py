@@ -4,7 +4,7 @@ import numpy as np
 
 from .montecarlo import new_moments
 
-__all__ = ["CASES", "DIMENSIONS"]
+__all__ = ["CASES"]
 
 # Columns of the data in more than one dimension.
 DIMENSIONS = 10

@@ -1,11 +1,13 @@
 """The command line: ``fastdiv demo`` and ``fastdiv compare``."""
 
 import argparse
+import functools
 import io
 import json
 import math
 import sys
 import time
+import timeit
 import warnings
 from pathlib import Path
 
@@ -86,6 +88,11 @@ def _track(sequence, description):
     )
 
 
+def _printable(text):
+    """Keep a file's names from steering the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _table(title, columns, rows, caption=None):
     """Print a table; the first column is text, the others are numbers."""
     table = _extra("rich.table").Table(
@@ -100,7 +107,7 @@ def _table(title, columns, rows, caption=None):
     for i, column in enumerate(columns):
         table.add_column(text(column), justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
     for row in rows:
-        table.add_row(*(text("".join(c if c.isprintable() else "?" for c in cell)) for cell in row))
+        table.add_row(*(text(_printable(cell)) for cell in row))
     console = _console()
     console.print()
     console.print(table)
@@ -311,9 +318,9 @@ def _compare(path_a, path_b, names, as_json):
     print(f"B: {path_b}, {len(b)} rows ({missing_b} left out for missing values)")
     for label, listed in zip("AB", unmatched, strict=True):
         if listed:
-            print(f"only in {label}: {', '.join(listed)}")
+            print(f"only in {label}: {_printable(', '.join(listed))}")
     if text:
-        print(f"left out because they hold no numbers: {', '.join(text)}")
+        print(f"left out because they hold no numbers: {_printable(', '.join(text))}")
     _print_divergences("Divergences in nats, most different first", "column", "AB", results)
 
 
@@ -392,18 +399,11 @@ def _demo_figures():
     _table("Published figures and ours, in nats", ["figure", "published", "fastdiv"], rows, FIGURES_CAPTION)
 
 
-def _seconds(function, least=0.05, repeat=3):
-    """Return the least time of a call, each measured over enough calls to fill `least` seconds."""
-    start = time.perf_counter()
-    function()
-    calls = max(1, math.ceil(least / max(time.perf_counter() - start, 1e-9)))
-    best = math.inf
-    for _ in range(repeat):
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        best = min(best, (time.perf_counter() - start) / calls)
-    return best
+def _seconds(function, *arguments):
+    """Return the least time of a call, over rounds of a twentieth of a second."""
+    timer = timeit.Timer(functools.partial(function, *arguments))
+    calls = math.ceil(0.05 / timer.timeit(1))
+    return min(timer.repeat(3, calls)) / calls
 
 
 def _demo_speed():
@@ -418,7 +418,7 @@ def _demo_speed():
             start = time.perf_counter()
             kernel(*inputs, *outputs)
             first = time.perf_counter() - start
-            times[backend] = _seconds(lambda kernel=kernel: kernel(*inputs, *outputs))  # noqa: B023
+            times[backend] = _seconds(kernel, *inputs, *outputs)
         ratios = [f"{times['numpy'] / times[backend]:.1f}×" for backend in ("cython", "numba")]
         rows.append((name, *(f"{1e3 * seconds:.2f}" for seconds in times.values()), f"{1e3 * first:.0f}", *ratios))
     _table(

@@ -190,12 +190,9 @@ def js_divergence(
     error = math.fsum(half.error for half in halves) / 2
     if method == "monte-carlo":
         standard_error = error = math.hypot(*(half.standard_error for half in halves)) / 2
-        parts = [(half.standard_error / 2) ** 2 for half in halves]
-        freedom = [half.diagnostics["degrees_of_freedom"] for half in halves]
-        if standard_error > 0:
-            diagnostics["degrees_of_freedom"] = sum(parts) ** 2 / sum(
-                part**2 / free for part, free in zip(parts, freedom, strict=True) if part
-            )
+        diagnostics["degrees_of_freedom"] = montecarlo.degrees_of_freedom(
+            [half.standard_error**2 for half in halves], [half.diagnostics["degrees_of_freedom"] for half in halves]
+        )
     return Estimate(
         math.fsum(halves) / 2,
         error=error,

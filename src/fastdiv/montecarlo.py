@@ -77,6 +77,15 @@ def _component_moments(p, q, counts, rng, module):
     return np.array(totals)
 
 
+def degrees_of_freedom(variances, freedoms):
+    """Return the degrees of freedom of a sum of independent variances (Satterthwaite 1946), inf if all are 0."""
+    variances, freedoms = np.asarray(variances), np.asarray(freedoms)
+    used = variances != 0
+    if not np.any(used):
+        return math.inf
+    return float(np.sum(variances) ** 2 / np.sum(variances[used] ** 2 / freedoms[used]))
+
+
 def monte_carlo(
     p: Mixture,
     q: Mixture | None = None,
@@ -88,8 +97,7 @@ def monte_carlo(
     """Return the mean of log p - log q over draws of p, with its standard error.
 
     Component k of p gets its share of the draws, and with weight w_k, mean m_k and variance v_k of its n_k draws the
-    estimate is sum w_k m_k, its squared standard error sum w_k^2 v_k / n_k (Cochran 1977, section 5.3), with
-    Satterthwaite's (1946) degrees of freedom.
+    estimate is sum w_k m_k, its squared standard error sum w_k^2 v_k / n_k (Cochran 1977, section 5.3).
     """
     rng = as_rng(rng)
     used = np.count_nonzero(p.weights)
@@ -120,10 +128,8 @@ def monte_carlo(
             AccuracyWarning,
             stacklevel=4,
         )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.sum(parts) ** 2 / np.sum(parts**2 / (count - 1))
     diagnostics = {
-        "degrees_of_freedom": float(freedom),
+        "degrees_of_freedom": degrees_of_freedom(parts, count - 1),
         "std": float(np.sqrt(spread)),
         "min": float(low.min()),
         "max": float(high.max()),

@@ -118,7 +118,7 @@ def trapezoid(
     num = 1000 if num is None else num
     if q is None:
         _check_on_line(p, "trapezoid")
-        x = np.linspace(*(checked_bounds(bounds) or _default_bounds(p)), as_count(num, "num", 2))
+        x = np.linspace(*(checked_bounds(bounds) or _default_bounds(p)), num)
         log_p = p.logpdf(x, backend=backend)
         value = float(np.trapezoid(np.where(log_p > -np.inf, np.exp(log_p) * log_p, 0), x))
     else:

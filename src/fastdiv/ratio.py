@@ -199,7 +199,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         y = column_or_1d(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        if type_of_target(y) != "binary" and len(self.classes_) > 2:
+        if len(self.classes_) > 2:
             raise ValueError(f"Only binary classification is supported. The type of the target is {type_of_target(y)}.")
         if len(self.classes_) < 2:
             raise ValueError(f"y must hold two classes, got one class: {self.classes_[0]!r}")
