@@ -16,7 +16,7 @@ FLOORS = [
     ["_backend", "estimate"],
     ["distributions", "_logsumexp"],
     ["closed_form", "quadrature", "montecarlo"],
-    ["divergences", "ratio", "_cases"],
+    ["divergences", "ratio"],
     ["cli"],
     ["__init__", "__main__"],
 ]

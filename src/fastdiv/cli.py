@@ -1,7 +1,6 @@
 """The command line: ``fastdiv demo`` and ``fastdiv compare``."""
 
 import argparse
-import functools
 import io
 import json
 import math
@@ -399,31 +398,53 @@ def _demo_figures():
     _table("Published figures and ours, in nats", ["figure", "published", "fastdiv"], rows, FIGURES_CAPTION)
 
 
-def _seconds(function, *arguments):
+def _seconds(function):
     """Return the least time of a call, over rounds of a twentieth of a second."""
-    timer = timeit.Timer(functools.partial(function, *arguments))
+    timer = timeit.Timer(function)
     calls = math.ceil(0.05 / timer.timeit(1))
     return min(timer.repeat(3, calls)) / calls
 
 
-def _demo_speed():
-    from ._cases import CASES
+def _speed_calls():
+    """Return calls of every kernel family, by name."""
+    from ._logsumexp import logsumexp
+    from .quadrature import trapezoid_kl
+    from .ratio import LogisticRatioClassifier
 
-    n, rows = 100_000, []
-    for name, case in _track([item for item in CASES.items() if item[0] != "merge_moments"], "timing"):
-        inputs, outputs = case(n)
+    n, columns, k = 100_000, 10, 8
+    rng = np.random.default_rng(SEED)
+    weights, x, X = np.full(k, 1 / k), rng.normal(size=n), rng.normal(size=(n, columns))
+    p, q = (Mixture(weights, rng.normal(size=k), rng.uniform(0.5, 2, k)) for _ in range(2))
+    means, variances = rng.normal(size=(k, columns)), rng.uniform(0.5, 2, (k, columns))
+    diagonal = Mixture(weights, means, np.sqrt(variances))
+    full = Mixture(weights, means, covs=variances[:, None] * np.eye(columns) + 0.5)
+    y = X[:, 0] + rng.normal(size=n) > 0
+    return {
+        "log-density": lambda: p.logpdf(x),
+        "  diagonal": lambda: diagonal.logpdf(X),
+        "  full covariance": lambda: full.logpdf(X),
+        "logsumexp": lambda: logsumexp(X, axis=1),
+        "trapezoid KL": lambda: trapezoid_kl(p, q, n),
+        "Monte-Carlo KL": lambda: kl_divergence(p, q, method="monte-carlo", n=n, rng=SEED),
+        "logistic ratio": lambda: LogisticRatioClassifier(random_state=SEED).fit(X, y),
+    }
+
+
+def _demo_speed():
+    rows = []
+    for name, call in _track(_speed_calls().items(), "timing"):
         times = {}
         for backend in ("numpy", "cython", "numba"):
-            kernel = getattr(_backend.kernels(backend), name)
-            start = time.perf_counter()
-            kernel(*inputs, *outputs)
-            first = time.perf_counter() - start
-            times[backend] = _seconds(kernel, *inputs, *outputs)
+            with _backend.use_backend(backend):
+                start = time.perf_counter()
+                call()
+                first = time.perf_counter() - start
+                times[backend] = _seconds(call)
         ratios = [f"{times['numpy'] / times[backend]:.1f}×" for backend in ("cython", "numba")]
         rows.append((name, *(f"{1e3 * seconds:.2f}" for seconds in times.values()), f"{1e3 * first:.0f}", *ratios))
     _table(
         "Speed: milliseconds a call, and how many times as fast as numpy",
-        ["kernel", "numpy", "cython", "numba", "1st call", "cython", "numba"],
+        ["call", "numpy", "cython", "numba", "1st call", "cython", "numba"],
         rows,
-        f"One thread, float64, {n:,} points, 8 components, 10 columns. Numba's first call compiles.",
+        "float64, 100,000 points, 8 components, 10 columns. Numba's first call compiles.",
     )

@@ -1,0 +1,213 @@
+"""Everything that is measured: each kernel, and the public calls over them, under every kernel set.
+
+The parity tests, the ASV suite, the pytest benchmarks and the gates read this one table. It belongs to the checkout,
+not to the package, so that a row means the same thing whichever version of fastdiv is installed.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import exact
+
+__all__ = ["BACKENDS", "CALLS", "KERNELS", "TABLE", "Call", "Kernel"]
+
+BACKENDS = ("numpy", "cython", "numba")
+
+# Columns of the data in more than one dimension.
+DIMENSIONS = 10
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel: how its arguments are made, and what its answers are in exact arithmetic."""
+
+    name: str
+    family: str
+    # (rng, n, k) -> the arrays and numbers it reads, the arrays it writes
+    arguments: Callable
+    # (inputs, outputs before the call) -> answers in exact arithmetic
+    exact: Callable
+    # what makes a difference to it
+    axes: tuple = ("dtype", "n", "k")
+    # the last so many arrays stay in float64 whatever the data are
+    n_accumulators: int = 0
+    # outputs -> answers
+    answers: Callable = lambda outputs: outputs
+
+    def load(self, n, k=8, dtype="float64", seed=0):
+        """Return a kernel's inputs and the arrays that it writes: call it as ``kernel(*inputs, *outputs)``."""
+        inputs, outputs = self.arguments(np.random.default_rng(seed), n, k)
+        arguments = [*inputs, *outputs]
+        for i, argument in enumerate(arguments[: len(arguments) - self.n_accumulators]):
+            if isinstance(argument, np.ndarray) and argument.dtype.kind == "f":
+                arguments[i] = argument.astype(dtype)
+        return tuple(arguments[: len(inputs)]), tuple(arguments[len(inputs) :])
+
+    def bind(self, backend, n, k=8, dtype="float64", seed=0):
+        """Return a call without arguments that gives the kernel's answers."""
+        from fastdiv import _backend
+
+        kernel = getattr(_backend.kernels(backend), self.name, None)
+        if kernel is None:
+            raise NotImplementedError(f"this version has no {self.name}")
+        inputs, outputs = self.load(n, k, dtype, seed)
+
+        def call():
+            kernel(*inputs, *outputs)
+            return self.answers(outputs)
+
+        return call
+
+
+@dataclass(frozen=True)
+class Call:
+    """A public call over the kernels."""
+
+    name: str
+    family: str
+    # (rng, n, k, dtype) -> a function of the backend
+    make: Callable
+    axes: tuple = ("dtype", "n", "k")
+    threaded: bool = True
+
+    def bind(self, backend, n, k=8, dtype="float64", seed=0):
+        """Return a call without arguments that gives the answer."""
+        call = self.make(np.random.default_rng(seed), n, k, dtype)
+        return lambda: (call(backend),)
+
+
+def _mixture(rng, n_components, *event_shape):
+    log_weights = np.log(rng.dirichlet(np.full(n_components, 5.0)))
+    means = rng.normal(scale=3, size=(n_components, *event_shape))
+    return log_weights, means, rng.uniform(0.5, 2, size=means.shape)
+
+
+def _line(rng, n, k):
+    return (rng.normal(scale=3, size=n), *_mixture(rng, k)), (np.zeros(n),)
+
+
+def _diagonal(rng, n, k):
+    return (rng.normal(scale=3, size=(n, DIMENSIONS)), *_mixture(rng, k, DIMENSIONS)), (np.zeros(n),)
+
+
+def _full(rng, n, k):
+    log_weights, means, scales = _mixture(rng, k, DIMENSIONS)
+    factors = np.tril(rng.normal(scale=0.3, size=(k, DIMENSIONS, DIMENSIONS)), -1)
+    factors[:, range(DIMENSIONS), range(DIMENSIONS)] = scales
+    return (rng.normal(scale=3, size=(n, DIMENSIONS)), log_weights, means, factors), (np.zeros(n),)
+
+
+def _rows(rng, n, k):
+    return (rng.normal(scale=10, size=(n, k)),), (np.zeros(n),)
+
+
+def _grid(rng, n, k):
+    return (*_mixture(rng, k), *_mixture(rng, k), -15.0, 15.0, n, 0, n), (np.zeros(1),)
+
+
+def _no_moments():
+    return np.array([0.0, 0.0, 0.0, np.inf, -np.inf, 0.0])
+
+
+def _log_densities(rng, n, k):
+    return (rng.normal(size=n), rng.normal(size=n)), (_no_moments(),)
+
+
+def _moments(rng, n, k):
+    some, others = (np.array([count, rng.normal(), count, -4.0, 4.0, 1e-17]) for count in (1000.0, 3000.0))
+    return (some,), (others,)
+
+
+def _mean_and_m2(outputs):
+    (moments,) = outputs
+    return (moments[1] + moments[5], moments[2])
+
+
+def _labelled(rng, n, k):
+    features = rng.normal(size=(n, DIMENSIONS))
+    target = (features[:, 0] + rng.normal(size=n) > 0).astype(np.float64)
+    state = np.zeros((2, DIMENSIONS + 1))
+    rows = rng.permutation(n).astype(np.intp)
+    return (features, target, rng.uniform(0.5, 1.5, n), rows, 32, 0.05, 0.9, 1e-4), (*state, np.zeros(1))
+
+
+def _coef_and_loss(outputs):
+    coef, _velocity, loss = outputs
+    return coef, loss
+
+
+def _make_logpdf(rng, n, k, dtype):
+    from fastdiv import Mixture
+
+    log_weights, means, stds = _mixture(rng, k)
+    mixture = Mixture(np.exp(log_weights), means, stds)
+    x = rng.normal(scale=3, size=n).astype(dtype)
+    return lambda backend: mixture.logpdf(x, backend=backend)
+
+
+def _make_kl(generator, k, **options):
+    import fastdiv
+
+    p, q = (
+        fastdiv.Mixture(np.exp(log_weights), means, stds)
+        for log_weights, means, stds in (_mixture(generator, k), _mixture(generator, k))
+    )
+
+    def call(backend):
+        with fastdiv.use_backend(backend or fastdiv.get_backend()):
+            return fastdiv.kl_divergence(p, q, **options)
+
+    return call
+
+
+def _make_trapezoid(rng, n, k, dtype):
+    return _make_kl(rng, k, method="trapezoid", num=n)
+
+
+def _make_quadrature(rng, n, k, dtype):
+    return _make_kl(rng, k, method="quadrature")
+
+
+def _make_monte_carlo(rng, n, k, dtype):
+    return _make_kl(rng, k, method="monte-carlo", n=n, rng=0)
+
+
+def _make_fit(rng, n, k, dtype):
+    from fastdiv import LogisticRatioClassifier
+
+    features = rng.normal(size=(n, DIMENSIONS)).astype(dtype)
+    target = features[:, 0] + rng.normal(size=n) > 0
+
+    def call(backend):
+        with warnings.catch_warnings():
+            # Five passes on purpose.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            model = LogisticRatioClassifier(max_iter=5, random_state=0, backend=backend).fit(features, target)
+        return model.coef_
+
+    return call
+
+
+KERNELS = [
+    Kernel("log_ratio_moments", "montecarlo", _log_densities, exact.log_ratio_moments, ("dtype", "n"), 1, _mean_and_m2),
+    Kernel("logistic_sgd_epoch", "ratio", _labelled, exact.logistic_sgd_epoch, ("dtype", "n"), 1, _coef_and_loss),
+    Kernel("logsumexp_rows", "mixture", _rows, exact.logsumexp_rows),
+    Kernel("merge_moments", "montecarlo", _moments, exact.merge_moments, (), 2, _mean_and_m2),
+    Kernel("mixture_logpdf", "mixture", _line, exact.mixture_logpdf),
+    Kernel("mixture_logpdf_diag", "mixture", _diagonal, exact.mixture_logpdf_diag),
+    Kernel("mixture_logpdf_full", "mixture", _full, exact.mixture_logpdf_full),
+    Kernel("trapezoid_kl", "quadrature", _grid, exact.trapezoid_kl, n_accumulators=1),
+]
+
+CALLS = [
+    Call("LogisticRatioClassifier.fit", "ratio", _make_fit, ("dtype", "n"), threaded=False),
+    Call("Mixture.logpdf", "mixture", _make_logpdf),
+    Call("kl_divergence, monte-carlo", "montecarlo", _make_monte_carlo, ("n", "k")),
+    Call("kl_divergence, quadrature", "quadrature", _make_quadrature, ("k",), threaded=False),
+    Call("kl_divergence, trapezoid", "quadrature", _make_trapezoid, ("n", "k")),
+]
+
+TABLE = {row.name: row for row in [*KERNELS, *CALLS]}
