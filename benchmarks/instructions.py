@@ -30,7 +30,10 @@ def _call_every_kernel():
 
     for row in KERNELS:
         for dtype in DTYPES:
-            row.bind("cython", N_POINTS, N_COMPONENTS, dtype)()
+            call = row.bind("cython", N_POINTS, N_COMPONENTS, dtype)
+            # A call on no array of points is repeated, so that what the first one brings does not show.
+            for _ in range(1 if "n" in row.axes else 1000):
+                call()
 
 
 def _count():
