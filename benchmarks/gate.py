@@ -12,6 +12,7 @@ import itertools
 import sys
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .table import TABLE
 from .timing import interleaved
@@ -81,11 +82,13 @@ def is_slower(times):
 
 def measure(copies, name, backend, n, seconds=0.3):
     """Time a row under each copy, and again in fresh memory while head seems slower."""
-    times = np.empty((0, len(copies)))
+    times, looks = np.empty((0, len(copies))), []
     for _ in range(LOOKS):
-        calls = [copy.bind(name, backend, n) for copy in copies]
+        # The memory of earlier looks is kept, so that each look gets other addresses.
+        looks.append([copy.bind(name, backend, n) for copy in copies])
+        threadpool_limits(1)
         gc.disable()
-        times = np.concatenate([times, interleaved(calls, seconds, contexts=copies, least_rounds=11)])
+        times = np.concatenate([times, interleaved(looks[-1], seconds, contexts=copies, least_rounds=11)])
         gc.enable()
         if not seems_slower(times):
             break

@@ -5,6 +5,7 @@ import itertools
 import os
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fastdiv import set_num_threads
 
@@ -81,8 +82,11 @@ class FractionOfNumpy(Suite):
     unit = "of the NumPy reference's time"
 
     def setup(self, name, backend, n, k=8):
-        set_num_threads(1)
         self.pair = [TABLE[name].bind(which, n, k) for which in (backend, "numpy")]
+        for call in self.pair:
+            call()
+        set_num_threads(1)
+        threadpool_limits(1)  # of the libraries that are loaded by now
 
     def track_fraction_of_numpy(self, name, backend, n, k=8):
         ours, reference = interleaved(self.pair, seconds=0.5).T

@@ -38,6 +38,7 @@ cdef enum:
     LANES = 8  # partial sums
     LINE = 8  # doubles in a cache line
     AHEAD = 8  # rows between a prefetch and the use
+    ALIGNMENT = 64  # bytes in a cache line
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
 cdef double HALF_LOG_2PI = 0.91893853320467274178
@@ -448,14 +449,21 @@ def logistic_sgd_epoch(
     cdef floating weights[BLOCK]
     cdef floating steps[BLOCK]
     cdef double total = 0, compensation = 0, loss
+    # A sum that every row is added to is a quarter slower where its vectors cross cache lines.
+    cdef void *memory_block = malloc((n_features + 1) * sizeof(floating) + ALIGNMENT)
+    cdef floating *step = <floating *> ((<size_t> memory_block + ALIGNMENT) // ALIGNMENT * ALIGNMENT)
+    if memory_block == NULL:
+        raise MemoryError
     with nogil:
+        for j in range(n_features + 1):
+            step[j] = velocity[j]
         for batch in range(_n_blocks(n_rows, batch_size)):
             start = batch * batch_size
             stop = min(start + batch_size, n_rows)
             rate = <floating> (learning_rate / (stop - start))
             for j in range(n_features):
-                velocity[j] = memory * velocity[j] - shrink * coef[j]
-            velocity[n_features] *= memory
+                step[j] = memory * step[j] - shrink * coef[j]
+            step[n_features] *= memory
             loss = 0
             for block in range(_n_blocks(stop - start, BLOCK)):
                 first = start + block * BLOCK
@@ -482,9 +490,12 @@ def logistic_sgd_epoch(
                 for i in range(n_points):
                     row = permutation[first + i]
                     for j in range(n_features):
-                        velocity[j] += steps[i] * X[row, j]
-                    velocity[n_features] += steps[i]
+                        step[j] += steps[i] * X[row, j]
+                    step[n_features] += steps[i]
             for j in range(n_features + 1):
-                coef[j] += velocity[j]
+                coef[j] += step[j]
             _two_sum(&total, &compensation, loss)
+        for j in range(n_features + 1):
+            velocity[j] = step[j]
+        free(memory_block)
         out[0] = total + compensation
