@@ -19,8 +19,6 @@ COMPILED = ["cython", "numba"]
 DTYPES = ["float64", "float32"]
 SIZES = [1000, 10_000, 100_000]
 COMPONENTS = [2, 8, 64]
-# Most points times components: the reference keeps an array of so many terms, and more in each dimension.
-MOST_TERMS = 1_000_000
 DATA_AXES = ("dtype", "n", "k")
 
 
@@ -28,6 +26,8 @@ class Suite(abc.ABC):
     """Benchmarks of a family: their parameters are its rows' names and whatever `axes` says."""
 
     axes = {}
+    # Points times components: the reference keeps an array of so many terms for each dimension.
+    most_terms = 1_000_000
     timeout = 300
 
     @property
@@ -57,7 +57,7 @@ class Suite(abc.ABC):
             chosen = dict(zip(axes, values, strict=True))
             idle = set(DATA_AXES) - set(TABLE[name].axes)
             repeats = any(axis in idle and value != axes[axis][0] for axis, value in chosen.items())
-            return repeats or chosen.get("n", 1) * chosen.get("k", 1) > MOST_TERMS
+            return repeats or chosen.get("n", 1) * chosen.get("k", 1) > cls.most_terms
 
         cls.skip_params = [values for values in itertools.product(*cls.params) if skipped(*values)]
 
@@ -125,7 +125,7 @@ class ThreadScaling(Suite):
         return isinstance(row, Call) and row.threaded
 
     def setup(self, name, backend, threads):
-        if threads > len(os.sched_getaffinity(0)):
+        if threads > os.cpu_count():
             raise NotImplementedError("more threads than processors")
         self.call = TABLE[name].bind(backend, self.n_points)
 
@@ -134,14 +134,15 @@ class ThreadScaling(Suite):
             set_num_threads(n_threads)
             self.call()
 
-        several, one = interleaved([lambda: on(threads), lambda: on(1)], seconds=2).T
+        several, one = interleaved([lambda: on(threads), lambda: on(1)], seconds=3, batch_seconds=0.1).T
         return np.median(several / one)
 
 
 class PeakMemory(Suite):
     """The process's memory at its highest during a call, the libraries included."""
 
-    axes = {"backend": list(BACKENDS), "n": [1000, 100_000], "k": [8]}
+    axes = {"backend": list(BACKENDS), "n": [1000, 1_000_000], "k": [8]}
+    most_terms = np.inf  # calls go through blocks
 
     @staticmethod
     def covers(row):
