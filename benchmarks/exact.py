@@ -1,19 +1,10 @@
-"""What the kernels compute, in forty digits: slow, short, and past dispute."""
+"""What the kernels compute, in forty digits: slow, short, and past dispute.
+
+A function has the name of its kernel; it takes the kernel's inputs, and what its outputs held before the call.
+"""
 
 import mpmath
 import numpy as np
-
-__all__ = [
-    "log_ratio_moments",
-    "logistic_sgd_epoch",
-    "logsumexp_rows",
-    "merge_moments",
-    "mixture_logpdf",
-    "mixture_logpdf_diag",
-    "mixture_logpdf_full",
-    "trapezoid_kl",
-    "ulp_error",
-]
 
 _mp = mpmath.MPContext()
 _mp.dps = 40
