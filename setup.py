@@ -25,7 +25,7 @@ setup(
             Extension(
                 f"fastdiv.{name}",
                 [f"src/fastdiv/{name}.pyx"],
-                depends=["src/fastdiv/_vecmath.h", "src/fastdiv/_kernels.pyx"],
+                depends=["setup.py", "src/fastdiv/_vecmath.h", "src/fastdiv/_kernels.pyx"],
                 include_dirs=["src/fastdiv"],
                 extra_compile_args=FLAGS + flags,
             )

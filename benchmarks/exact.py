@@ -22,6 +22,8 @@ def _exact(*arrays):
 def ulp_error(values, truth, dtype):
     """Return the largest distance of values from the truth, in units of the truth's last place as a dtype."""
     values, truth = np.atleast_1d(values), np.atleast_1d(truth)
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"values must be finite, got {values}")
     ulps = np.spacing(np.abs(truth.astype(dtype)))
     return float(np.max(np.abs(_carry(values) - truth) / _carry(ulps)))
 

@@ -1,12 +1,13 @@
 """Do the Cython kernels execute as many instructions as committed? ``python -m benchmarks.instructions [--update]``.
 
-Callgrind counts them, so the answer depends on the compiler and not on the machine or its load. Valgrind does not
-know AVX-512: the counts are of the AVX2 build.
+Callgrind counts them, so the answer depends on the compiler and a little on NumPy and Python, not on the machine or its
+load. Valgrind does not know AVX-512: the counts are of the AVX2 build.
 """
 
 import argparse
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,14 +16,17 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 __all__ = ["changes", "main"]
 
 COMMITTED = Path(__file__).with_name("instructions.json")
 LIMIT = 0.03
 DTYPES = ("float32", "float64")  # in the order of Cython's specialisations
 N_POINTS, N_COMPONENTS = 10_000, 8
-# A line of callgrind_annotate: count, share, file, the Cython wrapper of a kernel, perhaps its specialisation.
-LINE = re.compile(r"\s*([\d,]+) .*:__pyx_(?:fuse_(\d)__pyx_)?pw_7fastdiv_\d+_kernels_avx2_\d+(\w+)")
+# A line of callgrind_annotate: count, share, file, specialisation, name. A kernel that has no specialisation takes no
+# points, and what a call costs would hide what it does.
+LINE = re.compile(r"\s*([\d,]+) .*:__pyx_fuse_(\d)__pyx_pw_7fastdiv_\d+_kernels_avx2_\d+(\w+)")
 
 
 def _call_every_kernel():
@@ -30,10 +34,7 @@ def _call_every_kernel():
 
     for row in KERNELS:
         for dtype in DTYPES:
-            call = row.bind("cython", N_POINTS, N_COMPONENTS, dtype)
-            # A call on no array of points is repeated, so that what the first one brings does not show.
-            for _ in range(1 if "n" in row.axes else 1000):
-                call()
+            row.bind("cython", N_POINTS, N_COMPONENTS, dtype)()
 
 
 def _count():
@@ -44,18 +45,21 @@ def _count():
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder, "profile")
         python = [sys.executable, "-c", f"from {__spec__.name} import _call_every_kernel as call; call()"]
-        valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *python]
+        valgrind = ["valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={profile}", *python]
         environment = {**os.environ, "FASTDIV_CPU": "avx2", "PYTHONHASHSEED": "0"}
-        subprocess.run(valgrind, check=True, capture_output=True, env=environment)
+        subprocess.run(valgrind, check=True, env=environment)
         annotate = ["callgrind_annotate", "--inclusive=yes", "--threshold=100", str(profile)]
         report = subprocess.run(annotate, check=True, capture_output=True, text=True).stdout
     counts = Counter()
     for count, specialisation, name in LINE.findall(report):
-        # The dispatcher over the specialisations costs what a call costs, and merge_moments has no specialisation.
-        if specialisation or name == "merge_moments":
-            dtype = DTYPES[int(specialisation)] if specialisation else "any"
-            counts[f"{name} {dtype}"] += int(count.replace(",", ""))
+        counts[f"{name} {DTYPES[int(specialisation)]}"] += int(count.replace(",", ""))
     return dict(sorted(counts.items()))
+
+
+def _tools():
+    """Return what else the counts depend on."""
+    compiler = subprocess.run(["cc", "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    return {"cc": compiler, "python": platform.python_version(), "numpy": np.__version__}
 
 
 def changes(counts, committed):
@@ -72,17 +76,17 @@ def changes(counts, committed):
 
 def main(update):
     """Compare the counts with the committed ones, or commit to new ones, and return what changed."""
-    compiler = subprocess.run(["cc", "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    tools = _tools()
     counts = _count()
     if update:
-        COMMITTED.write_text(json.dumps({"compiler": compiler, "counts": counts}, indent=2) + "\n", encoding="utf-8")
+        COMMITTED.write_text(json.dumps({"tools": tools, "counts": counts}, indent=2) + "\n", encoding="utf-8")
         return []
     committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
     for name, count in counts.items():
         print(f"{name:32} {count:>12,} {count / committed['counts'].get(name, count) - 1:+.2%}")
     problems = changes(counts, committed["counts"])
-    if problems and compiler != committed["compiler"]:
-        problems.append(f"the committed counts are those of {committed['compiler']}; this is {compiler}")
+    if problems and tools != committed["tools"]:
+        problems.append(f"the committed counts are those of {committed['tools']}; here are {tools}")
     return problems
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 __all__ = ["main", "unexecuted"]
@@ -24,10 +25,11 @@ def _commits(revisions):
     return _output("git", "rev-list", "--first-parent", *revisions.split()).split()
 
 
-def unexecuted(results_dir, commits, patterns=()):
+def unexecuted(results_dir, commits, patterns=(), since=0.0):
     """Return a line for each benchmark without a result, or with a failed one, on each commit.
 
-    A value that is not applicable (NaN) is a result; one that failed (null) is not.
+    A value that is not applicable (NaN) is a result; one that failed (null) is not. What was written before `since`
+    does not count.
     """
     expected = [
         name
@@ -40,7 +42,8 @@ def unexecuted(results_dir, commits, patterns=()):
     for commit in commits:
         results = {}
         for path in results_dir.glob(f"*/{commit[:8]}*.json"):
-            results.update(json.loads(path.read_text(encoding="utf-8"))["results"])
+            if path.stat().st_mtime >= since:
+                results.update(json.loads(path.read_text(encoding="utf-8"))["results"])
         for name in expected:
             values = (results.get(name) or [None])[0]
             if values is None:
@@ -58,9 +61,12 @@ def main(revisions, bench=(), options=()):
     patterns = [word for pattern in bench for word in ("--bench", pattern)]
     _output(sys.executable, "-m", "asv", "machine", "--yes")
     asv = [sys.executable, "-m", "asv", "run", "--show-stderr", *patterns, *options, revisions]
-    subprocess.run(asv, cwd=ROOT, check=False)
+    start = time.time()
+    status = subprocess.run(asv, cwd=ROOT, check=False).returncode
     results_dir = ROOT / json.loads((ROOT / "asv.conf.json").read_text(encoding="utf-8"))["results_dir"]
-    problems = unexecuted(results_dir, commits, bench)
+    problems = unexecuted(results_dir, commits, bench, start)
+    if status:
+        problems.append(f"asv run ended with status {status}")
     print("\n".join(problems) or f"{len(commits)} commits, everything ran")
     return problems
 

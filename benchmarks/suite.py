@@ -2,12 +2,11 @@
 
 import abc
 import itertools
-import os
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fastdiv import set_num_threads
+from fastdiv import get_num_threads, set_num_threads
 
 from .exact import ulp_error
 from .table import BACKENDS, TABLE, Call, Kernel
@@ -19,6 +18,8 @@ COMPILED = ["cython", "numba"]
 DTYPES = ["float64", "float32"]
 SIZES = [1000, 10_000, 100_000]
 COMPONENTS = [2, 8, 64]
+# As many as the process may use, until somebody sets it.
+AVAILABLE = get_num_threads()
 DATA_AXES = ("dtype", "n", "k")
 
 
@@ -52,14 +53,20 @@ class Suite(abc.ABC):
         cls.param_names = ("name", *axes)
         cls.params = [[row.name for row in rows], *axes.values()]
 
-        def skipped(name, *values):
-            """Say whether this repeats another choice, but for what makes no difference to the row, or is too large."""
-            chosen = dict(zip(axes, values, strict=True))
-            idle = set(DATA_AXES) - set(TABLE[name].axes)
-            repeats = any(axis in idle and value != axes[axis][0] for axis, value in chosen.items())
-            return repeats or chosen.get("n", 1) * chosen.get("k", 1) > cls.most_terms
+        cls.skip_params = [values for values in itertools.product(*cls.params) if cls.skips(*values)]
 
-        cls.skip_params = [values for values in itertools.product(*cls.params) if skipped(*values)]
+    @classmethod
+    def skips(cls, name, *values):
+        """Say whether a choice is too large, or differs from another only where the row does not care."""
+        chosen = cls.chosen(values)
+        idle = set(DATA_AXES) - set(TABLE[name].axes)
+        repeats = any(axis in idle and value != cls.axes[axis][0] for axis, value in chosen.items())
+        return repeats or chosen.get("n", 1) * chosen.get("k", 1) > cls.most_terms
+
+    @classmethod
+    def chosen(cls, values):
+        """Name the values of the axes."""
+        return dict(zip(cls.param_names[1:], values, strict=True))
 
 
 class Time(Suite):
@@ -67,11 +74,11 @@ class Time(Suite):
 
     axes = {"backend": list(BACKENDS), "dtype": DTYPES, "n": SIZES, "k": COMPONENTS}
 
-    def setup(self, name, backend, dtype, n, k=8):
-        self.call = TABLE[name].bind(backend, n, k, dtype)
+    def setup(self, name, *values):
+        self.call = TABLE[name].bind(**self.chosen(values))
         self.call()
 
-    def time_call(self, name, backend, dtype, n, k=8):
+    def time_call(self, *_):
         self.call()
 
 
@@ -80,16 +87,18 @@ class FractionOfNumpy(Suite):
 
     axes = {"backend": COMPILED, "n": SIZES, "k": [8, 64]}
     unit = "of the NumPy reference's time"
+    seconds = 0.5
 
-    def setup(self, name, backend, n, k=8):
-        self.pair = [TABLE[name].bind(which, n, k) for which in (backend, "numpy")]
+    def setup(self, name, *values):
+        chosen = self.chosen(values)
+        self.pair = [TABLE[name].bind(**chosen | {"backend": backend}) for backend in (chosen["backend"], "numpy")]
         for call in self.pair:
             call()
         set_num_threads(1)
-        threadpool_limits(1)  # of the libraries that are loaded by now
 
-    def track_fraction_of_numpy(self, name, backend, n, k=8):
-        ours, reference = interleaved(self.pair, seconds=0.5).T
+    def track_fraction_of_numpy(self, *_):
+        with threadpool_limits(1):
+            ours, reference = interleaved(self.pair, self.seconds).T
         return np.median(ours / reference)
 
 
@@ -104,13 +113,15 @@ class MaxUlpError(Suite):
     def covers(row):
         return isinstance(row, Kernel)
 
-    def setup(self, name, backend, dtype="float64", k=8):
-        row = TABLE[name]
-        self.truths = row.exact(*row.load(self.n_points, k, dtype))
-        self.call = row.bind(backend, self.n_points, k, dtype)
+    def setup(self, name, *values):
+        row, chosen = TABLE[name], self.chosen(values)
+        self.call = row.bind(n=self.n_points, **chosen)
+        self.dtype = chosen.pop("dtype")
+        del chosen["backend"]
+        self.truths = row.exact(*row.load(self.n_points, dtype=self.dtype, **chosen))
 
-    def track_max_ulp_error(self, name, backend, dtype="float64", k=8):
-        return max(ulp_error(answer, truth, dtype) for answer, truth in zip(self.call(), self.truths, strict=True))
+    def track_max_ulp_error(self, *_):
+        return max(ulp_error(answer, truth, self.dtype) for answer, truth in zip(self.call(), self.truths, strict=True))
 
 
 class ThreadScaling(Suite):
@@ -119,37 +130,42 @@ class ThreadScaling(Suite):
     axes = {"backend": COMPILED, "threads": [2, 4]}
     unit = "of one thread's time"
     n_points = 1_000_000
+    seconds = 3.0
 
     @staticmethod
     def covers(row):
         return isinstance(row, Call) and row.threaded
 
     def setup(self, name, backend, threads):
-        if threads > os.cpu_count():
+        if threads > AVAILABLE:
             raise NotImplementedError("more threads than processors")
         self.call = TABLE[name].bind(backend, self.n_points)
 
-    def track_thread_scaling(self, name, backend, threads):
+    def track_thread_scaling(self, _name, _backend, threads):
         def on(n_threads):
             set_num_threads(n_threads)
             self.call()
 
-        several, one = interleaved([lambda: on(threads), lambda: on(1)], seconds=3, batch_seconds=0.1).T
+        # Batches so long that a new pool of threads does not show.
+        several, one = interleaved(
+            [lambda: on(threads), lambda: on(1)], self.seconds, batch_seconds=self.seconds / 30
+        ).T
         return np.median(several / one)
 
 
 class PeakMemory(Suite):
     """The process's memory at its highest during a call, the libraries included."""
 
-    axes = {"backend": list(BACKENDS), "n": [1000, 1_000_000], "k": [8]}
+    # Numba's compiler would take more than any call.
+    axes = {"backend": ["numpy", "cython"], "n": [1000, 1_000_000], "k": [8]}
     most_terms = np.inf  # calls go through blocks
 
     @staticmethod
     def covers(row):
         return isinstance(row, Call)
 
-    def setup(self, name, backend, n, k=8):
-        self.call = TABLE[name].bind(backend, n, k)
+    def setup(self, name, *values):
+        self.call = TABLE[name].bind(**self.chosen(values))
 
-    def peakmem_call(self, name, backend, n, k=8):
+    def peakmem_call(self, *_):
         self.call()

@@ -38,7 +38,6 @@ cdef enum:
     LANES = 8  # partial sums
     LINE = 8  # doubles in a cache line
     AHEAD = 8  # rows between a prefetch and the use
-    ALIGNMENT = 64  # bytes in a cache line
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
 cdef double HALF_LOG_2PI = 0.91893853320467274178
@@ -450,9 +449,10 @@ def logistic_sgd_epoch(
     cdef floating steps[BLOCK]
     cdef double total = 0, compensation = 0, loss
     # A sum that every row is added to is a quarter slower where its vectors cross cache lines.
-    cdef void *memory_block = malloc((n_features + 1) * sizeof(floating) + ALIGNMENT)
-    cdef floating *step = <floating *> ((<size_t> memory_block + ALIGNMENT) // ALIGNMENT * ALIGNMENT)
-    if memory_block == NULL:
+    cdef size_t line = LINE * sizeof(double)
+    cdef void *scratch = malloc((n_features + 1) * sizeof(floating) + line)
+    cdef floating *step = <floating *> ((<size_t> scratch + line) // line * line)
+    if scratch == NULL:
         raise MemoryError
     with nogil:
         for j in range(n_features + 1):
@@ -497,5 +497,5 @@ def logistic_sgd_epoch(
             _two_sum(&total, &compensation, loss)
         for j in range(n_features + 1):
             velocity[j] = step[j]
-        free(memory_block)
+        free(scratch)
         out[0] = total + compensation
