@@ -54,8 +54,7 @@ def _fetch():
         return False
     VENDOR.mkdir(parents=True, exist_ok=True)
     options = ["--save-exact", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-    subprocess.run([npm, "install", "--prefix", VENDOR, *options, *sorted(packages)], check=True)
-    return True
+    return subprocess.run([npm, "install", "--prefix", VENDOR, *options, *sorted(packages)]).returncode == 0
 
 
 def _library(address):
@@ -73,7 +72,7 @@ def _vendor(html_dir):
     if not libraries:
         return
     if not _fetch():
-        print("npm is missing: ASV's page loads its libraries from their CDNs, and is blank without a network.")
+        print("npm is missing or has no network: ASV's page loads its libraries from their CDNs, and is blank without a network.")
         return
 
     def localized(tag):
