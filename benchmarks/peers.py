@@ -600,14 +600,28 @@ def measure_rows(names, quick=False):
     return found
 
 
+def _cpu_seconds_of_others():
+    """Return the CPU time of all but this process and its children, as far as Linux tells."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _idle, _waiting, *rest = map(int, stat.read_text(encoding="utf-8").split()[1:9])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
 def on_cpus(cpus, *arguments):
-    """Measure in a fresh process, whose libraries find so many threads, CPUs and nothing compiled from the start."""
+    """Measure in a fresh process, whose libraries find so many threads, CPUs and nothing compiled from the start.
+
+    Also returned is how many CPUs others kept busy meanwhile.
+    """
     os.environ |= dict.fromkeys(THREADS, str(len(cpus)))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
+    start, others = perf_counter(), _cpu_seconds_of_others()
     with TemporaryDirectory() as compiled, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         os.environ |= {"PYTENSOR_FLAGS": f"base_compiledir={compiled}", "TORCHINDUCTOR_CACHE_DIR": compiled}
-        return pool.submit(measure_rows, *arguments).result()
+        found = pool.submit(measure_rows, *arguments).result()
+    return found, (_cpu_seconds_of_others() - others) / (perf_counter() - start)
 
 
 def _versions():
@@ -626,16 +640,18 @@ def report(names, quick=False):
     """Measure on one thread and on all; a peer has a result for each number of threads, in that order."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
     threads = sorted({1, len(cpus)})
-    one, *others = (on_cpus(cpus[:n], names, quick) for n in threads)
-    for row, *same in zip(one, *others, strict=True):
-        row["peers"] = {name: [run["peers"][name] for run in (row, *same)] for name in row["peers"]}
+    runs, busy = zip(*(on_cpus(cpus[:n], names, quick) for n in threads), strict=True)
+    for row, *others in zip(*runs, strict=True):
+        for name, result in row["peers"].items():
+            row["peers"][name] = [result, *(other["peers"][name] for other in others)]
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": _cpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": _versions(),
         "threads": threads,
-        "rows": one,
+        "busy": busy,
+        "rows": runs[0],
     }
 
 
@@ -696,6 +712,11 @@ def _notes(rows):
                 yield f"† {row['title']}, {name}: off by {found['error']:.1g}, with {row['tolerance']:.1g} allowed"
 
 
+def _disturbance(n_threads, busy):
+    if busy > 0.1:
+        yield f"Other processes kept {_short(busy, 2)} CPUs busy meanwhile: the times on {n_threads} are too long."
+
+
 def render(report):
     """Return the README's tables."""
     rows, threads = report["rows"], report["threads"]
@@ -710,6 +731,7 @@ def render(report):
         *_details(rows, threads),
         "",
         f"{versions}.",
+        *_disturbance(threads[-1], report["busy"][-1]),
         "",
         "</details>",
         *(line for note in _notes(rows) for line in ("", note)),

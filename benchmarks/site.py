@@ -72,7 +72,7 @@ def _vendor(html_dir):
     if not libraries:
         return
     if not _fetch():
-        print("npm is missing or has no network: ASV's page loads its libraries from their CDNs, and is blank without a network.")
+        print("npm is missing or has no network: ASV's page loads its libraries from their CDNs, and is blank offline.")
         return
 
     def localized(tag):

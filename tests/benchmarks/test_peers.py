@@ -35,8 +35,8 @@ def row():
     return {"title": "a task", "tolerance": 0.1, "peers": {"fastdiv": ours, "other": others}}
 
 
-def rendered(row):
-    about = {"date": "", "cpu": "", "system": "", "versions": {}, "threads": [1]}
+def rendered(row, busy=0.0):
+    about = {"date": "", "cpu": "", "system": "", "versions": {}, "threads": [1], "busy": [busy]}
     return peers.render(about | {"rows": [row]})
 
 
@@ -44,6 +44,11 @@ def test_fastest_is_bold(row):
     assert "| a task | **1** | other 3 |" in rendered(row)
     row["peers"]["other"][0]["seconds"] = 0.0005
     assert "| a task | 1 | other **0.5** |" in rendered(row)
+
+
+def test_busy_machine_is_told(row):
+    assert "busy" not in rendered(row, busy=0.05)
+    assert "Other processes kept 0.5 CPUs busy meanwhile: the times on 1 are too long." in rendered(row, busy=0.5)
 
 
 def test_wrong_answer_is_marked(row):
