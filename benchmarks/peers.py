@@ -714,7 +714,7 @@ def _notes(rows):
 
 def _disturbance(n_threads, busy):
     if busy > 0.1:
-        yield f"Other processes kept {_short(busy, 2)} CPUs busy meanwhile: the times on {n_threads} are too long."
+        yield f"Others kept {_short(busy, 2)} of {n_threads} CPUs busy meanwhile: times on {n_threads} are too long."
 
 
 def render(report):

@@ -48,7 +48,7 @@ def test_fastest_is_bold(row):
 
 def test_busy_machine_is_told(row):
     assert "busy" not in rendered(row, busy=0.05)
-    assert "Other processes kept 0.5 CPUs busy meanwhile: the times on 1 are too long." in rendered(row, busy=0.5)
+    assert "Others kept 0.5 of 1 CPUs busy meanwhile: times on 1 are too long." in rendered(row, busy=0.5)
 
 
 def test_wrong_answer_is_marked(row):
