@@ -37,6 +37,7 @@ cdef enum:
     BLOCK = 64  # points: 64 components of doubles fill a 32 KiB L1
     LANES = 8  # partial sums
     LINE = 8  # doubles in a cache line
+    LINE_BYTES = 64
     AHEAD = 8  # rows between a prefetch and the use
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
@@ -46,6 +47,11 @@ cdef double SQRT_HALF = 0.70710678118654752440
 
 cdef inline Py_ssize_t _n_blocks(Py_ssize_t size, Py_ssize_t block_size) noexcept nogil:
     return (size + block_size - 1) // block_size
+
+
+cdef inline void *_aligned(void *scratch) noexcept nogil:
+    """Return the first cache line in scratch that has LINE_BYTES to spare: kernels whose vectors cross lines crawl."""
+    return <void *> ((<size_t> scratch + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES)
 
 
 cdef inline floating _exp(floating x) noexcept nogil:
@@ -172,9 +178,10 @@ def mixture_logpdf(
 ):
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t block, start, n_points
-    cdef floating *terms = <floating *> malloc(n_components * (BLOCK + 1) * sizeof(floating))
+    cdef void *scratch = malloc(n_components * (BLOCK + 1) * sizeof(floating) + LINE_BYTES)
+    cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *log_coefs = terms + n_components * BLOCK
-    if terms == NULL:
+    if scratch == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(&log_weights[0], &stds[0], n_components, 1, 0, 1, log_coefs)
@@ -183,7 +190,7 @@ def mixture_logpdf(
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
             _normal_terms(&x[start], n_points, log_coefs, &means[0], &stds[0], n_components, terms)
             _logsumexp_columns(terms, n_components, n_points, &out[start])
-        free(terms)
+        free(scratch)
 
 
 def mixture_logpdf_diag(
@@ -198,10 +205,11 @@ def mixture_logpdf_diag(
     cdef Py_ssize_t block, start, n_points, k, d, i
     cdef floating mean, scale, z
     cdef floating *row
-    cdef floating *terms = <floating *> malloc((n_components * (BLOCK + 1) + n_dims * BLOCK) * sizeof(floating))
+    cdef void *scratch = malloc((n_components * (BLOCK + 1) + n_dims * BLOCK) * sizeof(floating) + LINE_BYTES)
+    cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *columns = terms + n_components * BLOCK
     cdef floating *log_coefs = columns + n_dims * BLOCK
-    if terms == NULL:
+    if scratch == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(&log_weights[0], &stds[0, 0], n_components, n_dims, 1, n_dims, log_coefs)
@@ -220,7 +228,7 @@ def mixture_logpdf_diag(
                         z = (columns[d * BLOCK + i] - mean) * scale
                         row[i] -= z * z
             _logsumexp_columns(terms, n_components, n_points, &out[start])
-        free(terms)
+        free(scratch)
 
 
 def mixture_logpdf_full(
@@ -237,11 +245,12 @@ def mixture_logpdf_full(
     cdef floating *row
     cdef floating *z_d
     cdef floating *z_e
-    cdef floating *terms = <floating *> malloc((n_components * (BLOCK + 1) + 2 * n_dims * BLOCK) * sizeof(floating))
+    cdef void *scratch = malloc((n_components * (BLOCK + 1) + 2 * n_dims * BLOCK) * sizeof(floating) + LINE_BYTES)
+    cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *columns = terms + n_components * BLOCK
     cdef floating *z = columns + n_dims * BLOCK
     cdef floating *log_coefs = z + n_dims * BLOCK
-    if terms == NULL:
+    if scratch == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(
@@ -271,7 +280,7 @@ def mixture_logpdf_full(
                         z_d[i] *= factor
                         row[i] -= z_d[i] * z_d[i]
             _logsumexp_columns(terms, n_components, n_points, &out[start])
-        free(terms)
+        free(scratch)
 
 
 def logsumexp_rows(const floating[:, ::1] a, floating[::1] out):
@@ -325,9 +334,10 @@ def trapezoid_kl(
     cdef floating x[BLOCK]
     cdef floating log_p[BLOCK]
     cdef floating log_q[BLOCK]
-    cdef floating *terms = <floating *> malloc((n_terms * BLOCK + n_p + n_q) * sizeof(floating))
+    cdef void *scratch = malloc((n_terms * BLOCK + n_p + n_q) * sizeof(floating) + LINE_BYTES)
+    cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *log_coefs = terms + n_terms * BLOCK
-    if terms == NULL:
+    if scratch == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(&log_weights_p[0], &stds_p[0], n_p, 1, 0, 1, log_coefs)
@@ -351,7 +361,7 @@ def trapezoid_kl(
                 integrand[i] = density * log_ratio
             _two_sum(&total, &compensation, _sum(integrand, n_points))
         out[0] = total + compensation
-        free(terms)
+        free(scratch)
 
 
 cdef inline void _range(const double *values, Py_ssize_t n, double *low, double *high) noexcept nogil:
@@ -448,10 +458,8 @@ def logistic_sgd_epoch(
     cdef floating weights[BLOCK]
     cdef floating steps[BLOCK]
     cdef double total = 0, compensation = 0, loss
-    # A sum that every row is added to is a quarter slower where its vectors cross cache lines.
-    cdef size_t line = LINE * sizeof(double)
-    cdef void *scratch = malloc((n_features + 1) * sizeof(floating) + line)
-    cdef floating *step = <floating *> ((<size_t> scratch + line) // line * line)
+    cdef void *scratch = malloc((n_features + 1) * sizeof(floating) + LINE_BYTES)
+    cdef floating *step = <floating *> _aligned(scratch)
     if scratch == NULL:
         raise MemoryError
     with nogil:
