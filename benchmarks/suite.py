@@ -83,41 +83,44 @@ class Time(Suite):
         self.call()
 
 
-def _keep_freed_memory():
-    """Have glibc keep what is freed: else chance decides whether a call's arrays cost page faults, half its time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
-        mallopt(M_MMAP_MAX, 0)
+def _glibc(name, *arguments):
+    """Call a function of glibc, where that is the C library."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function:
+        function(*arguments)
 
 
 class FractionOfNumpy(Suite):
     """Our time over the reference's, both on one thread and interleaved in one process.
 
-    A shared machine only ever adds time, often for longer than a median could see past, and a call's speed depends on
-    where its memory lies: so each side's time is the quickest tenth's over several bindings, each in memory of its own.
+    A call's speed depends on where its memory lies, and a shared machine only ever adds time, often for longer than a
+    median could see past: so a side's time is its quickest tenth's over several bindings, each in memory of its own.
+    Freed memory is kept meanwhile, or chance would decide whether a call's arrays cost page faults, half its time.
     """
 
     axes = {"backend": COMPILED, "n": SIZES, "k": [8, 64]}
     unit = "of the NumPy reference's time"
-    seconds = 1.0
-    n_bindings = 5
+    seconds = 1.5
+    n_bindings = 10
 
     def setup(self, name, *values):
-        _keep_freed_memory()
         chosen = self.chosen(values)
-        self.pairs = [
-            [TABLE[name].bind(**chosen | {"backend": backend}) for backend in (chosen["backend"], "numpy")]
-            for _ in range(self.n_bindings)
-        ]
-        for call in self.pairs[0]:
+        row, backend = TABLE[name], chosen.pop("backend")
+        self.bind = lambda: [row.bind(side, **chosen) for side in (backend, "numpy")]
+        for call in self.bind():
             call()
         set_num_threads(1)
 
     def track_fraction_of_numpy(self, *_):
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+        _glibc("mallopt", M_TRIM_THRESHOLD, 1 << 30)
+        _glibc("mallopt", M_MMAP_MAX, 0)
+        times, bound = [], []
         with threadpool_limits(1):
-            times = [interleaved(pair, self.seconds / self.n_bindings) for pair in self.pairs]
+            for _ in range(self.n_bindings):
+                bound.append(self.bind())
+                _glibc("malloc_trim", 0)
+                times.append(interleaved(bound[-1], self.seconds / self.n_bindings, least_rounds=3))
         ours, reference = np.quantile(np.concatenate(times), 0.1, axis=0)
         return ours / reference
 

@@ -38,7 +38,7 @@ cdef enum:
     LANES = 8  # partial sums
     LINE = 8  # doubles in a cache line
     LINE_BYTES = 64
-    AHEAD = 8  # rows between a prefetch and the use
+    AHEAD = 16  # rows between a prefetch and the use
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
 cdef double HALF_LOG_2PI = 0.91893853320467274178
