@@ -1,3 +1,4 @@
+import os
 import platform
 import sys
 
@@ -6,6 +7,9 @@ from setuptools import Extension, setup
 
 # IEEE semantics stay whole (no -ffast-math): these two flags only drop errno and trapping, which nobody reads.
 FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+if sys.platform == "linux" and "clang" not in os.environ.get("CC", ""):
+    # GCC would join two passes of an outer loop before it looks for vectors in the inner one, and then find none.
+    FLAGS.append("-fno-loop-unroll-and-jam")
 
 # The same kernels once per instruction set; the best that the CPU supports is chosen at import.
 MODULES = {"_cpu": [], "_kernels": []}

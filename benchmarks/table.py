@@ -150,6 +150,15 @@ def _make_logpdf(rng, n, k, dtype):
     return lambda backend: mixture.logpdf(x, backend=backend)
 
 
+def _make_sorted(rng, n, k, dtype):
+    from fastdiv import Mixture
+
+    # Of which at any point a few count.
+    mixture = Mixture(rng.dirichlet(np.full(k, 5.0)), rng.normal(scale=50, size=k), rng.uniform(0.5, 2, size=k))
+    x = np.sort(mixture.sample(n, rng=rng).astype(dtype))
+    return lambda backend: mixture.logpdf(x, backend=backend)
+
+
 def _make_kl(generator, k, **options):
     import fastdiv
 
@@ -207,6 +216,7 @@ KERNELS = [
 CALLS = [
     Call("LogisticRatioClassifier.fit", "ratio", _make_fit, ("dtype", "n"), threaded=False),
     Call("Mixture.logpdf", "mixture", _make_logpdf),
+    Call("Mixture.logpdf, sorted", "mixture", _make_sorted),
     Call("kl_divergence, monte-carlo", "montecarlo", _make_monte_carlo, ("n", "k")),
     Call("kl_divergence, quadrature", "quadrature", _make_quadrature, ("k",), threaded=False),
     Call("kl_divergence, trapezoid", "quadrature", _make_trapezoid, ("n", "k")),

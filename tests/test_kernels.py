@@ -6,12 +6,15 @@ import inspect
 import mpmath
 import numpy as np
 import pytest
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 from benchmarks.exact import ulp_error
 from benchmarks.table import CALLS, KERNELS, TABLE
 from conftest import COMPILED, REFERENCE
 from fastdiv import Mixture
 from fastdiv import _kernels_numpy as reference
+from fastdiv.distributions import FLOAT64
 from fastdiv.montecarlo import new_moments
 
 
@@ -117,6 +120,50 @@ def test_log_densities_are_minus_inf_only_where_a_float_cannot_hold_them(kernels
     assert p.logpdf(3.7e154) == pytest.approx(-0.125 * 3.7e154 * 3.7e154, rel=1e-13)
     assert p.logpdf(1e155) == -np.inf
     assert Mixture([0.5, 0.5], [0, 0], [1e-300, 1e-300]).logpdf(0.0) == pytest.approx(689.856589, rel=1e-9)
+
+
+@pytest.fixture
+def spread_mixture():
+    """64 components, most of which count for nothing at any one point."""
+    rng = np.random.default_rng(5)
+    return Mixture(rng.dirichlet(np.full(64, 5.0)), rng.normal(scale=50, size=64), rng.uniform(0.5, 2, 64))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_sorted_points_have_the_densities_of_shuffled_ones(kernels, spread_mixture, dtype):
+    rng = np.random.default_rng(6)
+    x = np.sort(np.concatenate([spread_mixture.sample(5000, rng=rng), np.linspace(-400, 400, 999)])).astype(dtype)
+    order = rng.permutation(x.size)
+    whole = spread_mixture.logpdf(x)
+    rtol = 1e-13 if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(whole[order], spread_mixture.logpdf(x[order]), rtol=rtol, atol=rtol)
+    terms = norm.logpdf(x[:, None].astype(np.float64), spread_mixture.means, spread_mixture.stds)
+    expected = logsumexp(terms + np.log(spread_mixture.weights), axis=1)
+    np.testing.assert_allclose(whole, expected, rtol=rtol, atol=rtol)
+
+
+def test_a_point_is_not_disturbed_by_its_neighbours(kernels, spread_mixture):
+    x = np.tile([0.0, 1e4, np.nan, -1e200, np.inf, 3.0, -np.inf, 20.0], 30)
+    alone = np.array([spread_mixture.logpdf(point) for point in x.tolist()])
+    np.testing.assert_allclose(spread_mixture.logpdf(x), alone, rtol=1e-14)
+    np.testing.assert_array_equal(alone[2:5], [np.nan, -np.inf, -np.inf])
+
+
+def test_trapezoid_kl_on_grids_too_coarse_or_too_wide_for_a_recurrence(kernels):
+    rng = np.random.default_rng(7)
+    for num in [2, 3, 64, 65, 500, 1000, 4099] * 20:
+        p, q = (
+            Mixture(rng.dirichlet(np.ones(k)), rng.normal(scale=3, size=k), 10 ** rng.uniform(-2, 1, k))
+            for k in rng.integers(1, 12, 2)
+        )
+        arguments = *p.kernel_parameters(FLOAT64), *q.kernel_parameters(FLOAT64)
+        reach = 10 ** rng.uniform(-1, 3)
+        values = np.empty((2, 1))
+        for module, out in zip((reference, kernels), values, strict=True):
+            module.trapezoid_kl(*arguments, -reach, reach, num, 0, num, out)
+        # Rounding a point moves it by so many standard deviations.
+        moved = np.spacing(reach) / min(p.stds.min(), q.stds.min())
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-12 + 20 * moved, atol=1e-12)
 
 
 def test_a_zero_weight_contributes_nothing(kernels):

@@ -1,8 +1,9 @@
 """The Cython kernel set, the default.
 
-Points are taken in blocks that stay in L1. A block's terms, one row per component, are filled by a
-loop of its own for each family and then reduced by one shared logsumexp, whose inner loops run over the
-points, so that the compiler can put points in vector lanes.
+Points are taken in blocks that stay in L1, and inner loops run over the points, so that the compiler can put points in
+vector lanes. On the line the exponentials of a block's terms are summed as they are made, in base 2, relative to a
+bound that all its points share. In more dimensions, and where that sum loses its digits, the terms are written down,
+one row per component, and reduced by one shared logsumexp.
 
 A kernel validates nothing: shapes and dtypes are the caller's business.
 """
@@ -13,8 +14,15 @@ from libc.stdlib cimport free, malloc
 cdef extern from "_vecmath.h" nogil:
     double fastdiv_exp(double x) noexcept
     float fastdiv_expf(float x) noexcept
+    double fastdiv_exp2_term(double x) noexcept
+    float fastdiv_exp2_termf(float x) noexcept
     double fastdiv_log(double x) noexcept
-    double fastdiv_log1p(double x) noexcept
+    double fastdiv_log_normal(double x) noexcept
+    float fastdiv_log_normalf(float x) noexcept
+    double fastdiv_sigmoid(double x) noexcept
+    float fastdiv_sigmoidf(float x) noexcept
+    double fastdiv_softplus(double x) noexcept
+    float fastdiv_softplusf(float x) noexcept
     void fastdiv_prefetch(const void *address) noexcept
 
 
@@ -35,14 +43,20 @@ ctypedef fused floating:
 
 cdef enum:
     BLOCK = 64  # points: 64 components of doubles fill a 32 KiB L1
+    GROUP = 8  # terms that are summed in their own precision, before the sum goes on in double
+    STRIP = 32  # points whose sums stay in vector registers
     LANES = 8  # partial sums
     LINE = 8  # doubles in a cache line
     LINE_BYTES = 64
+    FEW = 4  # components, of which none is worth dropping
+    GENTLE = 40  # change of an exponent that a recurrence may follow
     AHEAD = 16  # rows between a prefetch and the use
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
 cdef double HALF_LOG_2PI = 0.91893853320467274178
 cdef double SQRT_HALF = 0.70710678118654752440
+cdef double LOG2_E = 1.44269504088896340736
+cdef double SQRT_HALF_LOG2_E = 0.84932180028801904272
 
 
 cdef inline Py_ssize_t _n_blocks(Py_ssize_t size, Py_ssize_t block_size) noexcept nogil:
@@ -59,6 +73,34 @@ cdef inline floating _exp(floating x) noexcept nogil:
         return fastdiv_expf(x)
     else:
         return fastdiv_exp(x)
+
+
+cdef inline floating _exp2_term(floating x) noexcept nogil:
+    if floating is float:
+        return fastdiv_exp2_termf(x)
+    else:
+        return fastdiv_exp2_term(x)
+
+
+cdef inline floating _log_normal(floating x) noexcept nogil:
+    if floating is float:
+        return fastdiv_log_normalf(x)
+    else:
+        return fastdiv_log_normal(x)
+
+
+cdef inline floating _sigmoid(floating x) noexcept nogil:
+    if floating is float:
+        return fastdiv_sigmoidf(x)
+    else:
+        return fastdiv_sigmoid(x)
+
+
+cdef inline floating _softplus(floating x) noexcept nogil:
+    if floating is float:
+        return fastdiv_softplusf(x)
+    else:
+        return fastdiv_softplus(x)
 
 
 cdef inline double _sum(const double *values, Py_ssize_t n) noexcept nogil:
@@ -78,6 +120,29 @@ cdef inline double _sum(const double *values, Py_ssize_t n) noexcept nogil:
     return total
 
 
+cdef inline void _range(const floating *values, Py_ssize_t n, floating *low, floating *high) noexcept nogil:
+    cdef floating lows[LANES]
+    cdef floating highs[LANES]
+    cdef floating value
+    cdef Py_ssize_t i, lane
+    for lane in range(LANES):
+        lows[lane] = INFINITY
+        highs[lane] = -INFINITY
+    for i in range(n // LANES):
+        for lane in range(LANES):
+            value = values[i * LANES + lane]
+            lows[lane] = value if value < lows[lane] else lows[lane]
+            highs[lane] = value if value > highs[lane] else highs[lane]
+    low[0] = INFINITY
+    high[0] = -INFINITY
+    for lane in range(LANES):
+        low[0] = lows[lane] if lows[lane] < low[0] else low[0]
+        high[0] = highs[lane] if highs[lane] > high[0] else high[0]
+    for i in range(n // LANES * LANES, n):
+        low[0] = values[i] if values[i] < low[0] else low[0]
+        high[0] = values[i] if values[i] > high[0] else high[0]
+
+
 cdef inline void _two_sum(double *total, double *compensation, double term) noexcept nogil:
     """Add a term to a sum and its rounding error to the compensation (Neumaier 1974)."""
     cdef double s = total[0] + term
@@ -95,12 +160,13 @@ cdef void _logsumexp_columns(
 ) noexcept nogil:
     """Reduce terms (n_terms, BLOCK) over its rows.
 
-    A column without a finite maximum is not shifted: its -inf, inf and NaN then come out as exp and log make them.
+    A column without a finite maximum is not shifted: its -inf and NaN then come out as exp and log make them.
     """
     cdef floating shift[BLOCK]
+    cdef floating partial[BLOCK]
     cdef double total[BLOCK]
     cdef floating t
-    cdef Py_ssize_t k, i
+    cdef Py_ssize_t group, k, i
     if n_terms == 1:
         for i in range(n_points):
             out[i] = terms[i]
@@ -114,31 +180,16 @@ cdef void _logsumexp_columns(
             shift[i] = t if t > shift[i] else shift[i]
     for i in range(n_points):
         shift[i] = shift[i] if isfinite(shift[i]) else 0
-    for k in range(n_terms):
+    for group in range(_n_blocks(n_terms, GROUP)):
         for i in range(n_points):
-            total[i] += _exp(terms[k * BLOCK + i] - shift[i])
+            partial[i] = 0
+        for k in range(group * GROUP, min((group + 1) * GROUP, n_terms)):
+            for i in range(n_points):
+                partial[i] += _exp2_term((terms[k * BLOCK + i] - shift[i]) * <floating> LOG2_E)
+        for i in range(n_points):
+            total[i] += partial[i]
     for i in range(n_points):
         out[i] = <floating> (shift[i] + fastdiv_log(total[i]))
-
-
-cdef void _normal_terms(
-    const floating *x,
-    Py_ssize_t n_points,
-    const floating *log_coefs,
-    const floating *means,
-    const floating *stds,
-    Py_ssize_t n_components,
-    floating *terms,
-) noexcept nogil:
-    cdef floating log_coef, mean, scale, z
-    cdef Py_ssize_t k, i
-    for k in range(n_components):
-        log_coef = log_coefs[k]
-        mean = means[k]
-        scale = <floating> (SQRT_HALF / stds[k])
-        for i in range(n_points):
-            z = (x[i] - mean) * scale
-            terms[k * BLOCK + i] = log_coef - z * z
 
 
 cdef void _log_coefficients(
@@ -160,6 +211,236 @@ cdef void _log_coefficients(
         log_coefs[k] = <floating> log_coef
 
 
+cdef void _normal_terms(
+    const floating *x,
+    Py_ssize_t n_points,
+    const floating *log_coefs,
+    const floating *means,
+    const floating *scales,
+    Py_ssize_t n_components,
+    floating *terms,
+) noexcept nogil:
+    cdef floating log_coef, mean, scale, z
+    cdef Py_ssize_t k, i
+    for k in range(n_components):
+        log_coef = log_coefs[k]
+        mean = means[k]
+        scale = scales[k]
+        for i in range(n_points):
+            z = (x[i] - mean) * scale
+            terms[k * BLOCK + i] = log_coef - z * z
+
+
+cdef double _line_table(
+    const floating *log_weights, const floating *stds, Py_ssize_t n_components, floating *table
+) noexcept nogil:
+    """Fill a mixture's table and return the largest log-coefficient.
+
+    Its rows are log-coefficients and scales; and the same in base 2, the coefficients less the largest.
+    """
+    cdef floating *log_coefs = table
+    cdef floating *scales = table + n_components
+    cdef floating *log2_coefs = table + 2 * n_components
+    cdef floating *scales_2 = table + 3 * n_components
+    cdef double top = -INFINITY
+    cdef Py_ssize_t k
+    _log_coefficients(log_weights, stds, n_components, 1, 0, 1, log_coefs)
+    for k in range(n_components):
+        top = log_coefs[k] if log_coefs[k] > top else top
+    for k in range(n_components):
+        scales[k] = <floating> (SQRT_HALF / stds[k])
+        log2_coefs[k] = <floating> ((log_coefs[k] - top) * LOG2_E)
+        scales_2[k] = <floating> (SQRT_HALF_LOG2_E / stds[k])
+    return top
+
+
+cdef Py_ssize_t _relevant(
+    floating low,
+    floating high,
+    const floating *means,
+    const floating *table,
+    Py_ssize_t n_components,
+    floating *bounds,
+    Py_ssize_t *relevant,
+    floating *peak,
+) noexcept nogil:
+    """List the components that can move the density between two points by half a last place; return how many.
+
+    There a component's term lies between its values at the nearest and the farthest point: its bounds, the upper ones
+    first. A component counts if its upper bound reaches the largest lower one; peak is the largest upper one.
+    """
+    cdef const floating *log2_coefs = table + 2 * n_components
+    cdef const floating *scales_2 = table + 3 * n_components
+    cdef floating *uppers = bounds
+    cdef floating *lowers = bounds + n_components
+    cdef floating near, far, floor, unused
+    cdef floating slack = 40 if floating is float else 70
+    cdef Py_ssize_t n_relevant = 0, k
+    for k in range(n_components):
+        near = low - means[k] if low > means[k] else (means[k] - high if high < means[k] else 0)
+        far = high - means[k] if high - means[k] > means[k] - low else means[k] - low
+        near *= scales_2[k]
+        far *= scales_2[k]
+        uppers[k] = log2_coefs[k] - near * near
+        lowers[k] = log2_coefs[k] - far * far
+    _range(lowers, n_components, &unused, &floor)
+    _range(uppers, n_components, &unused, peak)
+    peak[0] = peak[0] if isfinite(peak[0]) else 0
+    for k in range(n_components):
+        relevant[n_relevant] = k
+        n_relevant += uppers[k] >= floor - slack
+    return n_relevant
+
+
+cdef void _line_logpdf(
+    const floating *x,
+    Py_ssize_t n_points,
+    const floating *means,
+    const floating *table,
+    double top,
+    Py_ssize_t n_components,
+    floating *terms,
+    Py_ssize_t *relevant,
+    floating *out,
+) noexcept nogil:
+    """Log-density of a mixture on the line at a block of points.
+
+    One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
+    each point's terms are written down and shifted by their own maximum.
+    """
+    cdef const floating *log2_coefs = table + 2 * n_components
+    cdef const floating *scales_2 = table + 3 * n_components
+    cdef floating points[STRIP]
+    cdef floating partial[STRIP]
+    cdef floating *result
+    cdef double total[STRIP]
+    cdef double offset
+    cdef floating low, high, peak, mean, scale, log2_coef, z
+    cdef double least = 1e-26 if floating is float else 1e-280
+    cdef Py_ssize_t strip, start, group, j, k, i, n_relevant, n_lost = 0
+    if n_components == 1 or n_points < LANES:
+        n_lost = 1
+    else:
+        n_relevant = n_components
+        peak = 0
+        if n_components >= FEW:
+            _range(x, n_points, &low, &high)
+            n_relevant = _relevant(low, high, means, table, n_components, terms, relevant, &peak)
+        else:
+            for k in range(n_components):
+                relevant[k] = k
+        offset = top + peak / LOG2_E
+        for strip in range(_n_blocks(n_points, STRIP)):
+            start = strip * STRIP
+            for i in range(STRIP):
+                total[i] = 0
+            if n_points - start >= STRIP:
+                for i in range(STRIP):
+                    points[i] = x[start + i]
+            else:
+                for i in range(STRIP):
+                    points[i] = x[min(start + i, n_points - 1)]
+            for group in range(_n_blocks(n_relevant, GROUP)):
+                for i in range(STRIP):
+                    partial[i] = 0
+                for j in range(group * GROUP, min((group + 1) * GROUP, n_relevant)):
+                    k = relevant[j]
+                    mean = means[k]
+                    scale = scales_2[k]
+                    log2_coef = log2_coefs[k] - peak
+                    for i in range(STRIP):
+                        z = (points[i] - mean) * scale
+                        partial[i] += _exp2_term(log2_coef - z * z)
+                for i in range(STRIP):
+                    total[i] += partial[i]
+            result = &out[start] if n_points - start >= STRIP else points
+            for i in range(STRIP):
+                n_lost += not total[i] >= least
+                result[i] = <floating> (offset + _log_normal(<floating> total[i]))
+            if result == points:
+                for i in range(n_points - start):
+                    out[start + i] = points[i]
+    if n_lost:
+        _normal_terms(x, n_points, table, means, table + n_components, n_components, terms)
+        _logsumexp_columns(terms, n_components, n_points, out)
+
+
+cdef double _grid_table(
+    const floating *log_weights,
+    const floating *means,
+    const floating *stds,
+    Py_ssize_t n_components,
+    double step,
+    double *table,
+) noexcept nogil:
+    """Fill a mixture's table in double and return its top: the rows of `_line_table`, means, decays of the ratio."""
+    cdef double *exact_means = table + 4 * n_components
+    cdef double *decays = table + 5 * n_components
+    cdef double *exact_weights = table + 6 * n_components
+    cdef double *exact_stds = table + 7 * n_components
+    cdef double z
+    cdef Py_ssize_t k
+    for k in range(n_components):
+        exact_weights[k] = log_weights[k]
+        exact_means[k] = means[k]
+        exact_stds[k] = stds[k]
+        z = LANES * step * (SQRT_HALF_LOG2_E / exact_stds[k])
+        decays[k] = fastdiv_exp2_term(-2 * z * z)
+    return _line_table(exact_weights, exact_stds, n_components, table)
+
+
+cdef Py_ssize_t _grid_sums(
+    double lower,
+    double step,
+    Py_ssize_t first,
+    const double *table,
+    Py_ssize_t n_components,
+    double *bounds,
+    Py_ssize_t *relevant,
+    double *total,
+    double *peak,
+) noexcept nogil:
+    """Sum a block's densities on a uniform grid, relative to the top and the peak; return how many are lost.
+
+    LANES points on, a Gaussian is multiplied by a ratio, and the ratio by a constant. Both start anew in each block,
+    before rounding adds up, and where the Gaussian changes too much within a block every point has an exp.
+    """
+    cdef const double *log2_coefs = table + 2 * n_components
+    cdef const double *scales = table + 3 * n_components
+    cdef const double *means = table + 4 * n_components
+    cdef const double *decays = table + 5 * n_components
+    cdef double stride = LANES * step
+    cdef double low, high, mean, scale, log2_coef, decay, z, term, ratio
+    cdef Py_ssize_t n_relevant, n_lost = 0, i, j, k, lane
+    for i in range(BLOCK):
+        total[i] = 0
+    low = lower + first * step
+    high = lower + (first + BLOCK - 1) * step
+    n_relevant = _relevant(low, high, means, table, n_components, bounds, relevant, peak)
+    for j in range(n_relevant):
+        k = relevant[j]
+        mean = means[k]
+        scale = scales[k]
+        decay = decays[k]
+        log2_coef = log2_coefs[k] - peak[0]
+        if bounds[k] - bounds[n_components + k] < GENTLE:
+            for lane in range(LANES):
+                z = ((lower + (first + lane) * step) - mean) * scale
+                term = _exp2_term(log2_coef - z * z)
+                ratio = _exp2_term(-(2 * z + stride * scale) * stride * scale)
+                for i in range(BLOCK // LANES):
+                    total[i * LANES + lane] += term
+                    term *= ratio
+                    ratio *= decay
+        else:
+            for i in range(BLOCK):
+                z = ((lower + (first + i) * step) - mean) * scale
+                total[i] += _exp2_term(log2_coef - z * z)
+    for i in range(BLOCK):
+        n_lost += not total[i] >= 1e-280
+    return n_lost
+
+
 cdef void _transpose_block(
     const floating *x, Py_ssize_t n_points, Py_ssize_t n_dims, floating *columns
 ) noexcept nogil:
@@ -178,18 +459,19 @@ def mixture_logpdf(
 ):
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t block, start, n_points
-    cdef void *scratch = malloc(n_components * (BLOCK + 1) * sizeof(floating) + LINE_BYTES)
+    cdef double top
+    cdef void *scratch = malloc(n_components * ((BLOCK + 4) * sizeof(floating) + sizeof(Py_ssize_t)) + LINE_BYTES)
     cdef floating *terms = <floating *> _aligned(scratch)
-    cdef floating *log_coefs = terms + n_components * BLOCK
+    cdef floating *table = terms + n_components * BLOCK
+    cdef Py_ssize_t *relevant = <Py_ssize_t *> (table + 4 * n_components)
     if scratch == NULL:
         raise MemoryError
     with nogil:
-        _log_coefficients(&log_weights[0], &stds[0], n_components, 1, 0, 1, log_coefs)
+        top = _line_table(&log_weights[0], &stds[0], n_components, table)
         for block in range(_n_blocks(x.shape[0], BLOCK)):
             start = block * BLOCK
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
-            _normal_terms(&x[start], n_points, log_coefs, &means[0], &stds[0], n_components, terms)
-            _logsumexp_columns(terms, n_components, n_points, &out[start])
+            _line_logpdf(&x[start], n_points, &means[0], table, top, n_components, terms, relevant, &out[start])
         free(scratch)
 
 
@@ -326,65 +608,56 @@ def trapezoid_kl(
     cdef Py_ssize_t n_p = means_p.shape[0]
     cdef Py_ssize_t n_q = means_q.shape[0]
     cdef Py_ssize_t n_terms = max(n_p, n_q)
-    cdef Py_ssize_t block, first, n_points, i
+    cdef Py_ssize_t block, first, n_points, n_lost, i
     cdef double step = (upper - lower) / (num - 1)
-    cdef double density, log_ratio
+    cdef double top_p, top_q, peak_p, peak_q, offset_p, offset_q, density, log_ratio
+    cdef double sum_p[BLOCK]
+    cdef double sum_q[BLOCK]
     cdef double integrand[BLOCK]
+    cdef double x[BLOCK]
     cdef double total = 0, compensation = 0
-    cdef floating x[BLOCK]
-    cdef floating log_p[BLOCK]
-    cdef floating log_q[BLOCK]
-    cdef void *scratch = malloc((n_terms * BLOCK + n_p + n_q) * sizeof(floating) + LINE_BYTES)
-    cdef floating *terms = <floating *> _aligned(scratch)
-    cdef floating *log_coefs = terms + n_terms * BLOCK
+    cdef void *scratch = malloc(
+        (n_terms * BLOCK + 8 * (n_p + n_q)) * sizeof(double) + n_terms * sizeof(Py_ssize_t) + LINE_BYTES
+    )
+    cdef double *terms = <double *> _aligned(scratch)
+    cdef double *p = terms + n_terms * BLOCK
+    cdef double *q = p + 8 * n_p
+    cdef Py_ssize_t *relevant = <Py_ssize_t *> (q + 8 * n_q)
     if scratch == NULL:
         raise MemoryError
     with nogil:
-        _log_coefficients(&log_weights_p[0], &stds_p[0], n_p, 1, 0, 1, log_coefs)
-        _log_coefficients(&log_weights_q[0], &stds_q[0], n_q, 1, 0, 1, log_coefs + n_p)
+        top_p = _grid_table(&log_weights_p[0], &means_p[0], &stds_p[0], n_p, step, p)
+        top_q = _grid_table(&log_weights_q[0], &means_q[0], &stds_q[0], n_q, step, q)
         for block in range(_n_blocks(stop - start, BLOCK)):
             first = start + block * BLOCK
             n_points = min(stop - first, <Py_ssize_t> BLOCK)
-            for i in range(n_points):
-                x[i] = <floating> (lower + (first + i) * step)
+            n_lost = _grid_sums(lower, step, first, p, n_p, terms, relevant, sum_p, &peak_p)
+            n_lost += _grid_sums(lower, step, first, q, n_q, terms, relevant, sum_q, &peak_q)
+            if not n_lost:
+                offset_p = top_p + peak_p / LOG2_E
+                offset_q = top_q + peak_q / LOG2_E
+                density = fastdiv_exp(offset_p)
+                for i in range(BLOCK):
+                    log_ratio = fastdiv_log_normal(sum_p[i] / sum_q[i]) + (offset_p - offset_q)
+                    integrand[i] = density * sum_p[i] * log_ratio
+            else:
+                for i in range(BLOCK):
+                    x[i] = lower + (first + i) * step
+                _normal_terms(x, BLOCK, p, p + 4 * n_p, p + n_p, n_p, terms)
+                _logsumexp_columns(terms, n_p, BLOCK, sum_p)
+                _normal_terms(x, BLOCK, q, q + 4 * n_q, q + n_q, n_q, terms)
+                _logsumexp_columns(terms, n_q, BLOCK, sum_q)
+                for i in range(BLOCK):
+                    density = fastdiv_exp(sum_p[i])
+                    log_ratio = sum_p[i] - sum_q[i]
+                    integrand[i] = density * log_ratio if density != 0 else 0
+            if first == 0:
+                integrand[0] *= 0.5
             if first + n_points == num:
-                x[n_points - 1] = <floating> upper
-            _normal_terms(x, n_points, log_coefs, &means_p[0], &stds_p[0], n_p, terms)
-            _logsumexp_columns(terms, n_p, n_points, log_p)
-            _normal_terms(x, n_points, log_coefs + n_p, &means_q[0], &stds_q[0], n_q, terms)
-            _logsumexp_columns(terms, n_q, n_points, log_q)
-            for i in range(n_points):
-                density = _exp(<double> log_p[i])
-                density *= 0.5 if first + i == 0 or first + i == num - 1 else 1
-                log_ratio = <double> log_p[i] - log_q[i]
-                log_ratio = log_ratio if density != 0 else 0
-                integrand[i] = density * log_ratio
+                integrand[n_points - 1] *= 0.5
             _two_sum(&total, &compensation, _sum(integrand, n_points))
         out[0] = total + compensation
         free(scratch)
-
-
-cdef inline void _range(const double *values, Py_ssize_t n, double *low, double *high) noexcept nogil:
-    cdef double lows[LANES]
-    cdef double highs[LANES]
-    cdef double value
-    cdef Py_ssize_t i, lane
-    for lane in range(LANES):
-        lows[lane] = INFINITY
-        highs[lane] = -INFINITY
-    for i in range(n // LANES):
-        for lane in range(LANES):
-            value = values[i * LANES + lane]
-            lows[lane] = value if value < lows[lane] else lows[lane]
-            highs[lane] = value if value > highs[lane] else highs[lane]
-    low[0] = INFINITY
-    high[0] = -INFINITY
-    for lane in range(LANES):
-        low[0] = lows[lane] if lows[lane] < low[0] else low[0]
-        high[0] = highs[lane] if highs[lane] > high[0] else high[0]
-    for i in range(n // LANES * LANES, n):
-        low[0] = values[i] if values[i] < low[0] else low[0]
-        high[0] = values[i] if values[i] > high[0] else high[0]
 
 
 cdef void _merge_moments(
@@ -450,12 +723,13 @@ def logistic_sgd_epoch(
     cdef Py_ssize_t n_rows = permutation.shape[0]
     cdef Py_ssize_t n_features = X.shape[1]
     cdef Py_ssize_t start, stop, first, n_points, block, batch, i, j, row
-    cdef floating logit, hinge, odds, probability, rate
+    cdef floating logit, rate
     cdef floating memory = <floating> momentum
     cdef floating shrink = <floating> (learning_rate * alpha)
     cdef floating logits[BLOCK]
     cdef floating targets[BLOCK]
     cdef floating weights[BLOCK]
+    cdef floating losses[BLOCK]
     cdef floating steps[BLOCK]
     cdef double total = 0, compensation = 0, loss
     cdef void *scratch = malloc((n_features + 1) * sizeof(floating) + LINE_BYTES)
@@ -490,11 +764,10 @@ def logistic_sgd_epoch(
                     targets[i] = y[row]
                     weights[i] = sample_weight[row]
                 for i in range(n_points):
-                    hinge = logits[i] if logits[i] > 0 else 0
-                    odds = _exp(logits[i] - 2 * hinge)
-                    loss += weights[i] * (fastdiv_log1p(odds) + hinge - targets[i] * logits[i])
-                    probability = (1 if logits[i] > 0 else odds) / (1 + odds)
-                    steps[i] = rate * weights[i] * (targets[i] - probability)
+                    losses[i] = weights[i] * (_softplus(logits[i]) - targets[i] * logits[i])
+                    steps[i] = rate * weights[i] * (targets[i] - _sigmoid(logits[i]))
+                for i in range(n_points):
+                    loss += losses[i]
                 for i in range(n_points):
                     row = permutation[first + i]
                     for j in range(n_features):

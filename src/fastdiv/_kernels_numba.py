@@ -8,7 +8,8 @@ import os
 from math import fabs, inf, isfinite, log, log1p, sqrt
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 __all__ = [
     "log_ratio_moments",
@@ -21,12 +22,87 @@ __all__ = [
     "trapezoid_kl",
 ]
 
-BLOCK = 64
+BLOCK = 256
+GRID_BLOCK = 64
+GENTLE = 40
+GROUP = 8
+STRIP = 32
+FEW = 4
+LANES = 8
 CHUNK = 256
 HALF_LOG_2PI = 0.5 * log(2 * np.pi)
 SQRT_HALF = sqrt(0.5)
+LOG2_E = 1 / log(2)
 
-_kernel = njit(nogil=True, error_model="numpy", cache=os.environ.get("FASTDIV_NUMBA_CACHE") == "1")
+# Multiplications and additions may fuse, as C compilers have them.
+OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
+_kernel = njit(nogil=True, cache=os.environ.get("FASTDIV_NUMBA_CACHE") == "1", **OPTIONS)
+
+
+# The polynomials and the bits are those of _vecmath.h, where they are explained. Float32 constants keep float32
+# arithmetic from becoming float64.
+MAGIC = 6755399441055744.0 + 1023
+EVEN = (0.24022650695910097, 0.009618129107606888, 0.0001540353044173605, 1.321544258792169e-06, 7.072585949269223e-09)
+ODD = (0.6931471805599453, 0.0555041086648216, 0.0013333558146416936, 1.525273382983612e-05, 1.0178062445845774e-07)
+LAST = 4.4549605981865186e-10
+MAGIC32 = np.float32(12582912 + 127)
+TERM32 = tuple(map(np.float32, (1, 0.6931472, 0.24022651, 0.05550357, 0.009618083, 0.0013390863, 0.00015453163)))
+LEAST32 = np.float32(-127)
+LOG_SERIES = (
+    0.666666666666667,
+    0.39999999999899444,
+    0.2857142862600327,
+    0.22222211130259878,
+    0.18182889455674947,
+    0.15331710618210773,
+    0.14616585424888623,
+)
+ROOT_HALF = 0x3FE6A09E667F3BCD
+ONE = 0x3FF0000000000000
+LN2_HI = 6.93147180369123816490e-01
+LN2_LO = 1.90821492927058770002e-10
+
+
+def _exp2_term(x):
+    """2**x for x <= 1023.4, and 0 instead of a subnormal number: a term of a sum whose largest is near 1."""
+
+
+@overload(_exp2_term, jit_options=OPTIONS)
+def _exp2_term_of_type(x):
+    def in_double(x):
+        x = -1023.0 if x < -1023.0 else x
+        shifted = x + MAGIC
+        r = x - (shifted - MAGIC)
+        r2 = r * r
+        even = 1 + r2 * (EVEN[0] + r2 * (EVEN[1] + r2 * (EVEN[2] + r2 * (EVEN[3] + r2 * EVEN[4]))))
+        odd = ODD[0] + r2 * (ODD[1] + r2 * (ODD[2] + r2 * (ODD[3] + r2 * (ODD[4] + r2 * LAST))))
+        return (even + r * odd) * np.int64(np.float64(shifted).view(np.int64) << 52).view(np.float64)
+
+    def in_float(x):
+        x = LEAST32 if x < LEAST32 else x
+        shifted = x + MAGIC32
+        r = x - (shifted - MAGIC32)
+        r2 = r * r
+        even = TERM32[0] + r2 * (TERM32[2] + r2 * TERM32[4])
+        odd = TERM32[1] + r2 * (TERM32[3] + r2 * (TERM32[5] + r * TERM32[6]))
+        return (even + r * odd) * np.int32(np.float32(shifted).view(np.int32) << 23).view(np.float32)
+
+    return in_float if x == types.float32 else in_double
+
+
+@_kernel
+def _log_normal(x):
+    """Log of a normal positive float64."""
+    bits = np.float64(x).view(np.int64) + (ONE - ROOT_HALF)
+    k = np.float64((bits >> 52) - 1023)
+    f = np.int64((bits & 0x000FFFFFFFFFFFFF) + ROOT_HALF).view(np.float64) - 1
+    s = f / (2 + f)
+    z = s * s
+    z2 = z * z
+    half_square = 0.5 * f * f
+    series = LOG_SERIES[0] + z * LOG_SERIES[1] + z2 * (LOG_SERIES[2] + z * LOG_SERIES[3])
+    series += z2 * z2 * (LOG_SERIES[4] + z * LOG_SERIES[5] + z2 * LOG_SERIES[6])
+    return k * LN2_HI + (f - (half_square - (s * (half_square + z * series) + k * LN2_LO)))
 
 
 @_kernel
@@ -50,32 +126,31 @@ def _exp(x):
 def _logsumexp_columns(terms, n_points, out):
     """Reduce terms (n_terms, BLOCK) over its rows.
 
-    A column without a finite maximum is not shifted: its -inf, inf and NaN then come out as exp and log make them.
+    A column without a finite maximum is not shifted: its -inf and NaN then come out as exp and log make them.
     """
+    number = terms.dtype.type
     n_terms = len(terms)
+    if n_terms == 1:
+        out[:n_points] = terms[0, :n_points]
+        return
+    shift = np.empty(BLOCK, terms.dtype)
+    partial = np.empty(BLOCK, terms.dtype)
+    total = np.zeros(BLOCK)
+    shift[:n_points] = terms[0, :n_points]
+    for k in range(1, n_terms):
+        for i in range(n_points):
+            shift[i] = terms[k, i] if terms[k, i] > shift[i] else shift[i]
     for i in range(n_points):
-        shift = terms[0, i]
-        for k in range(1, n_terms):
-            shift = terms[k, i] if terms[k, i] > shift else shift
-        if n_terms > 1:
-            if not isfinite(shift):
-                shift = terms.dtype.type(0)
-            total = 0.0
-            for k in range(n_terms):
-                total += _exp(terms[k, i] - shift)
-            shift += log(total)
-        out[i] = shift
-
-
-@_kernel
-def _normal_terms(x, log_coefs, means, stds, terms):
-    for k in range(len(means)):
-        log_coef = log_coefs[k]
-        mean = means[k]
-        scale = x.dtype.type(SQRT_HALF / stds[k])
-        for i in range(len(x)):
-            z = (x[i] - mean) * scale
-            terms[k, i] = log_coef - z * z
+        shift[i] = shift[i] if isfinite(shift[i]) else number(0)
+    for first in range(0, n_terms, GROUP):
+        partial[:] = 0
+        for k in range(first, min(first + GROUP, n_terms)):
+            for i in range(n_points):
+                partial[i] += _exp2_term((terms[k, i] - shift[i]) * number(LOG2_E))
+        for i in range(n_points):
+            total[i] += partial[i]
+    for i in range(n_points):
+        out[i] = shift[i] + log(total[i])
 
 
 @_kernel
@@ -91,13 +166,118 @@ def _log_coefficients(log_weights, scales):
 
 
 @_kernel
+def _line_table(log_weights, stds):
+    """Return a mixture's table and its largest log-coefficient.
+
+    Its rows are log-coefficients and scales; and the same in base 2, the coefficients less the largest.
+    """
+    table = np.empty((4, len(stds)), log_weights.dtype)
+    table[0] = _log_coefficients(log_weights, stds.reshape(-1, 1))
+    top = np.float64(table[0].max())
+    for k in range(len(stds)):
+        table[1, k] = SQRT_HALF / stds[k]
+        table[2, k] = (table[0, k] - top) * LOG2_E
+        table[3, k] = sqrt(0.5 * LOG2_E) / stds[k]
+    return table, top
+
+
+@_kernel
+def _relevant(low, high, means, table, bounds, relevant):
+    """List the components that can move the density between two points by half a last place.
+
+    There a component's term lies between its values at the nearest and the farthest point: its bounds, the upper ones
+    first. A component counts if its upper bound reaches the largest lower one. Return how many do, and the largest
+    upper bound, in base 2.
+    """
+    number = means.dtype.type
+    uppers, lowers = bounds
+    floor = peak = number(-inf)
+    for k in range(len(means)):
+        near = max(low - means[k], means[k] - high, number(0)) * table[3, k]
+        far = max(high - means[k], means[k] - low) * table[3, k]
+        uppers[k] = table[2, k] - near * near
+        lowers[k] = table[2, k] - far * far
+        floor = lowers[k] if lowers[k] > floor else floor
+        peak = uppers[k] if uppers[k] > peak else peak
+    slack = 40 if means.itemsize == 4 else 70
+    n_relevant = 0
+    for k in range(len(means)):
+        relevant[n_relevant] = k
+        n_relevant += uppers[k] >= floor - slack
+    return n_relevant, peak if isfinite(peak) else number(0)
+
+
+@_kernel
+def _shifted_logpdf(x, means, table, out):
+    """Log-density of a mixture on the line, each point's terms shifted by their own maximum."""
+    terms = np.empty((len(means), len(x)), x.dtype)
+    for k in range(len(means)):
+        log_coef, scale, mean = table[0, k], table[1, k], means[k]
+        for i in range(len(x)):
+            z = (x[i] - mean) * scale
+            terms[k, i] = log_coef - z * z
+    _logsumexp_columns(terms, len(x), out)
+
+
+@_kernel
+def _line_logpdf(x, means, table, top, out):
+    """Log-density of a mixture on the line at a block of points.
+
+    One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
+    each point's terms are written down and shifted by their own maximum.
+    """
+    n_components, n_points = len(means), len(x)
+    least = 1e-26 if x.itemsize == 4 else 1e-280
+    n_lost = 0
+    if n_components == 1 or n_points < LANES:
+        n_lost = 1
+    else:
+        # Only arrays that are made in the function are known not to overlap.
+        points, partial = np.empty(STRIP, x.dtype), np.empty(STRIP, x.dtype)
+        total, result = np.empty(STRIP), np.empty(STRIP)
+        relevant = np.arange(n_components)
+        n_relevant, peak = n_components, x.dtype.type(0)
+        if n_components >= FEW:
+            low, high = x.dtype.type(inf), x.dtype.type(-inf)
+            for i in range(n_points):
+                low = x[i] if x[i] < low else low
+                high = x[i] if x[i] > high else high
+            bounds = np.empty((2, n_components), x.dtype)
+            n_relevant, peak = _relevant(low, high, means, table, bounds, relevant)
+        offset = top + peak / LOG2_E
+        for start in range(0, n_points, STRIP):
+            n_left = min(n_points - start, STRIP)
+            for i in range(STRIP):
+                points[i] = x[min(start + i, n_points - 1)]
+                total[i] = 0
+            for first in range(0, n_relevant, GROUP):
+                for i in range(STRIP):
+                    partial[i] = 0
+                for j in range(first, min(first + GROUP, n_relevant)):
+                    k = relevant[j]
+                    mean = means[k]
+                    scale = table[3, k]
+                    log2_coef = table[2, k] - peak
+                    for i in range(STRIP):
+                        z = (points[i] - mean) * scale
+                        partial[i] += _exp2_term(log2_coef - z * z)
+                for i in range(STRIP):
+                    total[i] += partial[i]
+            for i in range(STRIP):
+                result[i] = offset + _log_normal(total[i])
+            for i in range(STRIP):
+                n_lost += not total[i] >= least
+            for i in range(n_left):
+                out[start + i] = result[i]
+    if n_lost:
+        _shifted_logpdf(x, means, table, out)
+
+
+@_kernel
 def mixture_logpdf(x, log_weights, means, stds, out):
-    log_coefs = _log_coefficients(log_weights, stds.reshape(-1, 1))
-    terms = np.empty((len(means), BLOCK), dtype=x.dtype)
+    table, top = _line_table(log_weights, stds)
     for start in range(0, len(x), BLOCK):
-        points = x[start : start + BLOCK]
-        _normal_terms(points, log_coefs, means, stds, terms)
-        _logsumexp_columns(terms, len(points), out[start:])
+        _line_logpdf(x[start : start + BLOCK], means, table, top, out[start : start + BLOCK])
 
 
 @_kernel
@@ -169,33 +349,77 @@ def logsumexp_rows(a, out):
 
 
 @_kernel
+def _grid_sums(lower, step, first, means, table, total):
+    """Sum a block's densities on a uniform grid; return their offset in base 2 and how many are lost.
+
+    LANES points on, a Gaussian is multiplied by a ratio, and the ratio by a constant. Both start anew in each block,
+    before rounding adds up, and where the Gaussian changes too much within a block every point has an exp.
+    """
+    sums = np.zeros(GRID_BLOCK)
+    bounds, relevant = np.empty((2, len(means))), np.empty(len(means), np.intp)
+    low, high = lower + first * step, lower + (first + GRID_BLOCK - 1) * step
+    n_relevant, peak = _relevant(low, high, means, table, bounds, relevant)
+    stride = LANES * step
+    for j in range(n_relevant):
+        k = relevant[j]
+        mean, scale = means[k], table[3, k]
+        log2_coef = table[2, k] - peak
+        if bounds[0, k] - bounds[1, k] < GENTLE:
+            decay = _exp2_term(-2 * (stride * scale) * (stride * scale))
+            for lane in range(LANES):
+                z = ((lower + (first + lane) * step) - mean) * scale
+                term = _exp2_term(log2_coef - z * z)
+                ratio = _exp2_term(-(2 * z + stride * scale) * stride * scale)
+                for i in range(GRID_BLOCK // LANES):
+                    sums[i * LANES + lane] += term
+                    term *= ratio
+                    ratio *= decay
+        else:
+            for i in range(GRID_BLOCK):
+                z = ((lower + (first + i) * step) - mean) * scale
+                sums[i] += _exp2_term(log2_coef - z * z)
+    n_lost = 0
+    for i in range(GRID_BLOCK):
+        n_lost += not sums[i] >= 1e-280
+        total[i] = sums[i]
+    return peak, n_lost
+
+
+@_kernel
 def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q, lower, upper, num, start, stop, out):
-    dtype = means_p.dtype
     step = (upper - lower) / (num - 1)
-    log_coefs_p = _log_coefficients(log_weights_p, stds_p.reshape(-1, 1))
-    log_coefs_q = _log_coefficients(log_weights_q, stds_q.reshape(-1, 1))
-    terms_p = np.empty((len(means_p), BLOCK), dtype=dtype)
-    terms_q = np.empty((len(means_q), BLOCK), dtype=dtype)
-    x, log_p, log_q = np.empty(BLOCK, dtype=dtype), np.empty(BLOCK, dtype=dtype), np.empty(BLOCK, dtype=dtype)
+    exact_p, exact_q = means_p.astype(np.float64), means_q.astype(np.float64)
+    table_p, top_p = _line_table(log_weights_p.astype(np.float64), stds_p.astype(np.float64))
+    table_q, top_q = _line_table(log_weights_q.astype(np.float64), stds_q.astype(np.float64))
+    sum_p, sum_q, x = np.empty(GRID_BLOCK), np.empty(GRID_BLOCK), np.empty(GRID_BLOCK)
     total = compensation = 0.0
-    for first in range(start, stop, BLOCK):
-        n_points = min(stop - first, BLOCK)
-        for i in range(n_points):
-            x[i] = lower + (first + i) * step
+    for first in range(start, stop, GRID_BLOCK):
+        n_points = min(stop - first, GRID_BLOCK)
+        peak_p, n_lost_p = _grid_sums(lower, step, first, exact_p, table_p, sum_p)
+        peak_q, n_lost_q = _grid_sums(lower, step, first, exact_q, table_q, sum_q)
+        integrand = np.empty(GRID_BLOCK)
+        if n_lost_p + n_lost_q == 0:
+            offset_p, offset_q = top_p + peak_p / LOG2_E, top_q + peak_q / LOG2_E
+            density = np.exp(offset_p)
+            for i in range(GRID_BLOCK):
+                log_ratio = _log_normal(sum_p[i] / sum_q[i]) + (offset_p - offset_q)
+                integrand[i] = density * sum_p[i] * log_ratio
+        else:
+            for i in range(GRID_BLOCK):
+                x[i] = lower + (first + i) * step
+            _shifted_logpdf(x, exact_p, table_p, sum_p)
+            _shifted_logpdf(x, exact_q, table_q, sum_q)
+            for i in range(GRID_BLOCK):
+                density = _exp(sum_p[i])
+                log_ratio = sum_p[i] - sum_q[i]
+                integrand[i] = density * log_ratio if density != 0 else 0.0
+        if first == 0:
+            integrand[0] *= 0.5
         if first + n_points == num:
-            x[n_points - 1] = upper
-        _normal_terms(x[:n_points], log_coefs_p, means_p, stds_p, terms_p)
-        _logsumexp_columns(terms_p, n_points, log_p)
-        _normal_terms(x[:n_points], log_coefs_q, means_q, stds_q, terms_q)
-        _logsumexp_columns(terms_q, n_points, log_q)
+            integrand[n_points - 1] *= 0.5
         integral = 0.0
         for i in range(n_points):
-            density = _exp(np.float64(log_p[i]))
-            if first + i == 0 or first + i == num - 1:
-                density *= 0.5
-            if density != 0:
-                log_ratio = np.float64(log_p[i]) - log_q[i]
-                integral += density * log_ratio
+            integral += integrand[i]
         total, compensation = _two_sum(total, compensation, integral)
     out[0] = total + compensation
 

@@ -1,16 +1,17 @@
-/* Branch-free exp, log and log1p, inlined so that the compiler can put them in vector lanes.
+/* Branch-free elementary functions, inlined so that the compiler can put them in vector lanes.
+ *
+ * They are right over the whole line: subnormal arguments and results, both zeros, both infinities and NaN as IEEE
+ * 754 and C's Annex F have them; within 1 ulp (exp, log) or 2 (the others). The exceptions, for the inside of sums,
+ * say so: fastdiv_exp2_term and fastdiv_log_normal.
  *
  * exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2)/2. Adding MAGIC rounds to an integer and leaves it
- * in the low bits of the sum, from where a shift moves it to the exponent. ln 2 is split in two so that n * LN2_HI
- * is exact (Cody & Waite 1980). (exp(r) - 1 - r) / r^2 is a polynomial by Estrin's scheme: in double the one through
- * its values at ten Chebyshev nodes, off by 2^-55 of exp(r) at most; in float Taylor's, off by 2^-28. Where the
- * result would be subnormal, n reaches the exponent field 0, and it is 0; in the last binade before overflow n
- * reaches the field of inf, and it is inf. Sums whose largest term is 1 notice neither. The clamps keep n inside the
- * field; NaN passes through them.
+ * in the low bits of the sum. ln 2 is split in two so that n times the first is exact (Cody & Waite 1980), and what
+ * rounding takes from r is given back. exp(r) - 1 is r + r^2 P(r), P through its values at Chebyshev nodes: off by
+ * 2^-55 of exp(r) in double, 2^-30 in float. 2^n is two factors, because n may be beyond the exponents of one.
  *
- * log(x) = k ln 2 + log(m) with sqrt(1/2) <= m < sqrt(2), and log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)) with
- * s = f / (2 + f), as in fdlibm's e_log.c; R is the polynomial through its values at seven Chebyshev nodes, off by
- * 2^-57. It is for normal positive numbers, 0, inf and NaN.
+ * log(x) = k ln 2 + log(1 + f) with sqrt(1/2) <= 1 + f < sqrt(2), and log(1 + f) = f - f^2/2 + s (f^2/2 + z R(z))
+ * with s = f / (2 + f) and z = s^2, as in fdlibm's e_log.c; R through its values at Chebyshev nodes is off by 2^-57 in
+ * double, 2^-31 in float. log1p(x) adds what rounding took from 1 + x to log(1 + x) (Kahan 1965).
  */
 #ifndef FASTDIV_VECMATH_H
 #define FASTDIV_VECMATH_H
@@ -18,9 +19,6 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-
-#define FASTDIV_LN2_HI 6.93147180369123816490e-01
-#define FASTDIV_LN2_LO 1.90821492927058770002e-10
 
 static inline double fastdiv_from_bits(uint64_t bits)
 {
@@ -36,47 +34,128 @@ static inline uint64_t fastdiv_to_bits(double x)
     return bits;
 }
 
+static inline float fastdiv_from_bitsf(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint32_t fastdiv_to_bitsf(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* Return exp(r) - 1, and 2^n as the factors high and low, for x = n ln 2 + r between -746 and 710. */
+static inline double fastdiv_reduced_expm1(double x, double *high, double *low)
+{
+    const double MAGIC = 6755399441055744.0 + 2046.0; /* 1.5 * 2^52 and twice the exponent's bias */
+    double shifted = x * 1.44269504088896340736 + MAGIC;
+    double n = shifted - MAGIC;
+    double difference = x - n * 6.93147180369123816490e-01;
+    double r = difference - n * 1.90821492927058770002e-10;
+    double lost = (difference - r) - n * 1.90821492927058770002e-10;
+    double r2 = r * r;
+    double r4 = r2 * r2;
+    double tail = (0.5000000000000001 + r * 0.16666666666666669)
+                + r2 * (0.04166666666662413 + r * 0.008333333333330062)
+                + r4 * ((0.0013888888917213717 + r * 0.00019841269863053618)
+                        + r2 * (2.4801521295954376e-05 + r * 2.7557268459997064e-06)
+                        + r4 * (2.7620088445409746e-07 + r * 2.510038549551032e-08));
+    uint64_t exponent = fastdiv_to_bits(shifted) & 0xfff;
+    *high = fastdiv_from_bits((exponent >> 1) << 52);
+    *low = fastdiv_from_bits((exponent - (exponent >> 1)) << 52);
+    return r + (r2 * tail + lost);
+}
+
+static inline float fastdiv_reduced_expm1f(float x, float *high, float *low)
+{
+    const float MAGIC = 12582912.0f + 254.0f; /* 1.5 * 2^23 and twice the exponent's bias */
+    float shifted = x * 1.44269504088896340736f + MAGIC;
+    float n = shifted - MAGIC;
+    float difference = x - n * 0.693359375f;
+    float r = difference - n * -2.12194440e-4f;
+    float lost = (difference - r) - n * -2.12194440e-4f;
+    float r2 = r * r;
+    float tail = (0.5f + r * 0.16666667f) + r2 * (0.041666467f + r * 0.0083333105f);
+    uint32_t exponent = fastdiv_to_bitsf(shifted) & 0x1ff;
+    tail += r2 * r2 * (0.0013933642f + r * 0.00019890981f);
+    *high = fastdiv_from_bitsf((exponent >> 1) << 23);
+    *low = fastdiv_from_bitsf((exponent - (exponent >> 1)) << 23);
+    return r + (r2 * tail + lost);
+}
+
 static inline double fastdiv_exp(double x)
 {
-    const double MAGIC = 6755399441055744.0; /* 1.5 * 2^52 */
-    double shifted, n, r, r2, r4, low, high;
-    x = x < -709.1 ? -709.1 : x;
-    x = x > 709.8 ? 709.8 : x;
-    shifted = x * 1.44269504088896340736 + MAGIC;
-    n = shifted - MAGIC;
-    r = (x - n * FASTDIV_LN2_HI) - n * FASTDIV_LN2_LO;
-    r2 = r * r;
-    r4 = r2 * r2;
-    low = (0.5000000000000001 + r * 0.16666666666666669) + r2 * (0.04166666666662413 + r * 0.008333333333330062);
-    high = (0.0013888888917213717 + r * 0.00019841269863053618)
-         + r2 * (2.4801521295954376e-05 + r * 2.7557268459997064e-06)
-         + r4 * (2.7620088445409746e-07 + r * 2.510038549551032e-08);
-    return (1.0 + (r + r2 * (low + r4 * high)))
-         * fastdiv_from_bits((fastdiv_to_bits(shifted) << 52) + UINT64_C(0x3ff0000000000000));
+    double high, low, y;
+    x = x < -746.0 ? -746.0 : x;
+    x = x > 710.0 ? 710.0 : x;
+    y = fastdiv_reduced_expm1(x, &high, &low);
+    return (1.0 + y) * high * low;
 }
 
 static inline float fastdiv_expf(float x)
 {
-    const float MAGIC = 12582912.0f; /* 1.5 * 2^23 */
-    const float LN2_HI = 0.693359375f;
-    const float LN2_LO = -2.12194440e-4f;
-    float shifted, n, r, r2, tail, power;
-    uint32_t bits;
-    x = x < -88.0f ? -88.0f : x;
+    float high, low, y;
+    x = x < -104.0f ? -104.0f : x;
     x = x > 89.0f ? 89.0f : x;
-    shifted = x * 1.44269504088896340736f + MAGIC;
-    n = shifted - MAGIC;
-    r = (x - n * LN2_HI) - n * LN2_LO;
-    r2 = r * r;
-    tail = (1.0f / 2.0f + r * (1.0f / 6.0f)) + r2 * (1.0f / 24.0f + r * (1.0f / 120.0f));
-    tail += r2 * r2 * (1.0f / 720.0f + r * (1.0f / 5040.0f));
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + UINT32_C(0x3f800000);
-    memcpy(&power, &bits, sizeof power);
-    return (1.0f + (r + r2 * tail)) * power;
+    y = fastdiv_reduced_expm1f(x, &high, &low);
+    return (1.0f + y) * high * low;
 }
 
-static inline double fastdiv_log(double x)
+static inline double fastdiv_expm1(double x)
+{
+    double high, low, y, clamped;
+    clamped = x < -40.0 ? -40.0 : x;
+    clamped = clamped > 710.0 ? 710.0 : clamped;
+    y = fastdiv_reduced_expm1(clamped, &high, &low);
+    y = (high * y + (high - 1.0 / low)) * low;
+    return fabs(x) < 0x1p-54 ? x : y;
+}
+
+static inline float fastdiv_expm1f(float x)
+{
+    float high, low, y, clamped;
+    clamped = x < -20.0f ? -20.0f : x;
+    clamped = clamped > 89.0f ? 89.0f : clamped;
+    y = fastdiv_reduced_expm1f(clamped, &high, &low);
+    y = (high * y + (high - 1.0f / low)) * low;
+    return fabsf(x) < 0x1p-25f ? x : y;
+}
+
+/* 2^x for x <= 1023.4, and 0 instead of a subnormal number: a term of a sum whose largest is near 1. */
+static inline double fastdiv_exp2_term(double x)
+{
+    const double MAGIC = 6755399441055744.0 + 1023.0;
+    double shifted, r, r2, even, odd;
+    x = x < -1023.0 ? -1023.0 : x;
+    shifted = x + MAGIC;
+    r = x - (shifted - MAGIC);
+    r2 = r * r;
+    even = 0.009618129107606888 + r2 * (0.0001540353044173605 + r2 * (1.321544258792169e-06 + r2 * 7.072585949269223e-09));
+    odd = 0.0013333558146416936 + r2 * (1.525273382983612e-05 + r2 * (1.0178062445845774e-07 + r2 * 4.4549605981865186e-10));
+    even = 1.0 + r2 * (0.24022650695910097 + r2 * even);
+    odd = 0.6931471805599453 + r2 * (0.0555041086648216 + r2 * odd);
+    return (even + r * odd) * fastdiv_from_bits(fastdiv_to_bits(shifted) << 52);
+}
+
+static inline float fastdiv_exp2_termf(float x)
+{
+    const float MAGIC = 12582912.0f + 127.0f;
+    float shifted, r, r2, even, odd;
+    x = x < -127.0f ? -127.0f : x;
+    shifted = x + MAGIC;
+    r = x - (shifted - MAGIC);
+    r2 = r * r;
+    even = 1.0f + r2 * (0.24022651f + r2 * 0.009618083f);
+    odd = 0.6931472f + r2 * (0.05550357f + r2 * (0.0013390863f + r * 0.00015453163f));
+    return (even + r * odd) * fastdiv_from_bitsf(fastdiv_to_bitsf(shifted) << 23);
+}
+
+/* log(x) for normal positive numbers. */
+static inline double fastdiv_log_normal(double x)
 {
     const uint64_t ROOT_HALF = UINT64_C(0x3fe6a09e667f3bcd);
     const uint64_t ONE = UINT64_C(0x3ff0000000000000);
@@ -91,17 +170,90 @@ static inline double fastdiv_log(double x)
     double remainder = (0.666666666666667 + z * 0.39999999999899444)
                      + z2 * (0.2857142862600327 + z * 0.22222211130259878)
                      + z2 * z2 * ((0.18182889455674947 + z * 0.15331710618210773) + z2 * 0.14616585424888623);
-    double y = k * FASTDIV_LN2_HI
-             + (f - (half_square - (s * (half_square + z * remainder) + k * FASTDIV_LN2_LO)));
-    y = x < INFINITY ? y : x;
-    return x == 0.0 ? -INFINITY : y;
+    return k * 6.93147180369123816490e-01
+         + (f - (half_square - (s * (half_square + z * remainder) + k * 1.90821492927058770002e-10)));
 }
 
-/* For 0 <= x < inf. The second term is what rounding 1 + x took from x (Kahan 1965). */
+static inline float fastdiv_log_normalf(float x)
+{
+    const uint32_t ROOT_HALF = UINT32_C(0x3f3504f3);
+    const uint32_t ONE = UINT32_C(0x3f800000);
+    uint32_t bits = fastdiv_to_bitsf(x) + (ONE - ROOT_HALF);
+    float k = fastdiv_from_bitsf((bits >> 23) | UINT32_C(0x4b000000)) - (8388608.0f + 127.0f);
+    float f = fastdiv_from_bitsf((bits & UINT32_C(0x007fffff)) + ROOT_HALF) - 1.0f;
+    float s = f / (2.0f + f);
+    float z = s * s;
+    float half_square = 0.5f * f * f;
+    float remainder = (0.6666667f + z * 0.40000123f) + z * z * (0.28550822f + z * 0.23330468f);
+    return k * 0.693359375f + (f - (half_square - (s * (half_square + z * remainder) + k * -2.12194440e-4f)));
+}
+
+static inline double fastdiv_log(double x)
+{
+    int is_subnormal = x < 0x1p-1022;
+    double y = fastdiv_log_normal(is_subnormal ? x * 0x1p54 : x);
+    y -= is_subnormal ? 54 * 6.93147180559945309417e-01 : 0.0;
+    y = x < INFINITY ? y : x;
+    y = x == 0.0 ? -INFINITY : y;
+    return x < 0.0 ? NAN : y;
+}
+
+static inline float fastdiv_logf(float x)
+{
+    int is_subnormal = x < 0x1p-126f;
+    float y = fastdiv_log_normalf(is_subnormal ? x * 0x1p25f : x);
+    y -= is_subnormal ? 25 * 6.93147180559945309417e-01f : 0.0f;
+    y = x < INFINITY ? y : x;
+    y = x == 0.0f ? -INFINITY : y;
+    return x < 0.0f ? NAN : y;
+}
+
 static inline double fastdiv_log1p(double x)
 {
     double w = 1.0 + x;
-    return fastdiv_log(w) + (x - (w - 1.0)) / w;
+    double y = fastdiv_log_normal(w) + (x - (w - 1.0)) / w;
+    y = x < INFINITY ? y : x;
+    y = fabs(x) < 0x1p-54 ? x : y;
+    y = x == -1.0 ? -INFINITY : y;
+    return x < -1.0 ? NAN : y;
+}
+
+static inline float fastdiv_log1pf(float x)
+{
+    float w = 1.0f + x;
+    float y = fastdiv_log_normalf(w) + (x - (w - 1.0f)) / w;
+    y = x < INFINITY ? y : x;
+    y = fabsf(x) < 0x1p-25f ? x : y;
+    y = x == -1.0f ? -INFINITY : y;
+    return x < -1.0f ? NAN : y;
+}
+
+/* 1 / (1 + exp(-x)), less what rounding the denominator w took from it. */
+static inline double fastdiv_sigmoid(double x)
+{
+    double odds = fastdiv_exp(-fabs(x));
+    double w = 1.0 + odds;
+    double y = (x < 0.0 ? odds : 1.0) / w;
+    return y - y * (odds - (w - 1.0)) * (x < 0.0 ? 1.0 - y : y);
+}
+
+static inline float fastdiv_sigmoidf(float x)
+{
+    float odds = fastdiv_expf(-fabsf(x));
+    float w = 1.0f + odds;
+    float y = (x < 0.0f ? odds : 1.0f) / w;
+    return y - y * (odds - (w - 1.0f)) * (x < 0.0f ? 1.0f - y : y);
+}
+
+/* log(1 + exp(x)) */
+static inline double fastdiv_softplus(double x)
+{
+    return (x > 0.0 ? x : 0.0) + fastdiv_log1p(fastdiv_exp(-fabs(x)));
+}
+
+static inline float fastdiv_softplusf(float x)
+{
+    return (x > 0.0f ? x : 0.0f) + fastdiv_log1pf(fastdiv_expf(-fabsf(x)));
 }
 
 #if defined(__GNUC__)
