@@ -22,7 +22,7 @@ RESULTS, SITE = ROOT / CONF["results_dir"], (ROOT / CONF["html_dir"]).parent
 ARGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 ARGS += ["--disable-background-networking", "--disable-component-update"]
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 812}
-SPEED = "mixture.FractionOfNumpy.track_fraction_of_numpy"
+SPEED = "montecarlo.FractionOfNumpy.track_fraction_of_numpy"
 POINTS = "() => $('#main-graph').data('plot').getData().flatMap((series) => series.data.filter(([, y]) => y !== null))"
 
 
