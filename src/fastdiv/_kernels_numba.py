@@ -106,6 +106,13 @@ def _log_normal(x):
 
 
 @_kernel
+def _log1p(x):
+    """Log of 1 + x for x from 0 to 1: what rounding takes from 1 + x is added (Kahan 1965)."""
+    w = 1 + np.float64(x)
+    return _log_normal(w) + (x - (w - 1)) / w
+
+
+@_kernel
 def _two_sum(total, compensation, term):
     """Return the sum and what rounding took from it, added to the compensation (Neumaier 1974)."""
     s = total + term
@@ -479,26 +486,39 @@ def logistic_sgd_epoch(
     n_rows = len(permutation)
     n_features = X.shape[1]
     number = X.dtype.type
+    logits, targets, weights = np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype)
+    losses, steps = np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype)
     total = compensation = 0.0
     for start in range(0, n_rows, batch_size):
         stop = min(start + batch_size, n_rows)
+        rate = number(learning_rate / (stop - start))
         for j in range(n_features):
             velocity[j] = number(momentum) * velocity[j] - number(learning_rate * alpha) * coef[j]
         velocity[n_features] *= number(momentum)
         loss = 0.0
-        for i in range(start, stop):
-            row = permutation[i]
-            logit = coef[n_features]
-            for j in range(n_features):
-                logit += X[row, j] * coef[j]
-            hinge = logit if logit > 0 else number(0)
-            odds = number(_exp(logit - 2 * hinge))
-            loss += sample_weight[row] * (log1p(odds) + hinge - y[row] * logit)
-            probability = (number(1) if logit > 0 else odds) / (number(1) + odds)
-            step = number(learning_rate / (stop - start)) * sample_weight[row] * (y[row] - probability)
-            for j in range(n_features):
-                velocity[j] += step * X[row, j]
-            velocity[n_features] += step
+        for first in range(start, stop, BLOCK):
+            n_points = min(stop - first, BLOCK)
+            # Loads alone, so that those of many rows are under way at a time.
+            for i in range(n_points):
+                row = permutation[first + i]
+                logit = coef[n_features]
+                for j in range(n_features):
+                    logit += X[row, j] * coef[j]
+                logits[i] = logit
+                targets[i] = y[row]
+                weights[i] = sample_weight[row]
+            for i in range(n_points):
+                odds = _exp2_term(-abs(logits[i]) * number(LOG2_E))
+                hinge = logits[i] if logits[i] > 0 else number(0)
+                probability = (odds if logits[i] < 0 else number(1)) / (number(1) + odds)
+                losses[i] = weights[i] * (hinge + number(_log1p(odds)) - targets[i] * logits[i])
+                steps[i] = rate * weights[i] * (targets[i] - probability)
+            for i in range(n_points):
+                row = permutation[first + i]
+                loss += losses[i]
+                for j in range(n_features):
+                    velocity[j] += steps[i] * X[row, j]
+                velocity[n_features] += steps[i]
         for j in range(n_features + 1):
             coef[j] += velocity[j]
         total, compensation = _two_sum(total, compensation, loss)
