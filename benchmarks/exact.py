@@ -19,12 +19,12 @@ def _exact(*arrays):
     return [_carry(np.asarray(array)) for array in arrays]
 
 
-def ulp_error(values, truth, dtype):
-    """Return the largest distance of values from the truth, in units of the truth's last place as a dtype."""
+def ulp_error(values, truth, dtype, least=0.0):
+    """Return the largest distance of values from the truth, in units of the last place of the truth, or `least`."""
     values, truth = np.atleast_1d(values), np.atleast_1d(truth)
     if not np.all(np.isfinite(values)):
         raise ValueError(f"values must be finite, got {values}")
-    ulps = np.spacing(np.abs(truth.astype(dtype)))
+    ulps = np.spacing(np.maximum(np.abs(truth.astype(dtype)), np.dtype(dtype).type(least)))
     return float(np.max(np.abs(_carry(values) - truth) / _carry(ulps)))
 
 
@@ -36,40 +36,77 @@ def _log_norm(scales):
     return _log(scales * _mp.sqrt(2 * _mp.pi))
 
 
-def mixture_logpdf(inputs, outputs):
-    x, log_weights, means, stds = _exact(*inputs)
-    return [_logsumexp(log_weights - _log_norm(stds) - ((x[:, None] - means) / stds) ** 2 / 2)]
+def _line_terms(x, log_weights, means, stds):
+    """Return the components' log-densities with their weights, and their scores."""
+    z = (x[:, None] - means) / stds
+    return log_weights - _log_norm(stds) - z**2 / 2, -z / stds
 
 
-def mixture_logpdf_diag(inputs, outputs):
-    x, log_weights, means, stds = _exact(*inputs)
-    squares = np.sum(((x[:, None] - means) / stds) ** 2, axis=-1)
-    return [_logsumexp(log_weights - np.sum(_log_norm(stds), axis=-1) - squares / 2)]
+def _diag_terms(x, log_weights, means, stds):
+    z = (x[:, None] - means) / stds
+    return log_weights - np.sum(_log_norm(stds), axis=-1) - np.sum(z**2, axis=-1) / 2, -z / stds
 
 
-def mixture_logpdf_full(inputs, outputs):
-    x, log_weights, means, factors = _exact(*inputs)
-    # Forward substitution, one coordinate at a time.
+def _full_terms(x, log_weights, means, factors):
+    # Forward and backward substitution, one coordinate at a time.
     z = x[:, None] - means
     for i in range(z.shape[-1]):
         z[..., i] -= np.sum(factors[:, i, :i] * z[..., :i], axis=-1)
         z[..., i] /= factors[:, i, i]
+    scores = -z
+    for i in reversed(range(z.shape[-1])):
+        scores[..., i] -= np.sum(factors[:, i + 1 :, i] * scores[..., i + 1 :], axis=-1)
+        scores[..., i] /= factors[:, i, i]
     log_norms = np.sum(_log_norm(np.diagonal(factors, axis1=1, axis2=2)), axis=-1)
-    return [_logsumexp(log_weights - log_norms - np.sum(z**2, axis=-1) / 2)]
+    return log_weights - log_norms - np.sum(z**2, axis=-1) / 2, scores
+
+
+def _mean_score(terms, scores):
+    weights = _exp(terms - _logsumexp(terms)[:, None])
+    return np.sum(weights.reshape(*terms.shape, *[1] * (scores.ndim - 2)) * scores, axis=1)
+
+
+def mixture_logpdf(inputs, outputs):
+    return [_logsumexp(_line_terms(*_exact(*inputs))[0])]
+
+
+def mixture_logpdf_diag(inputs, outputs):
+    return [_logsumexp(_diag_terms(*_exact(*inputs))[0])]
+
+
+def mixture_logpdf_full(inputs, outputs):
+    return [_logsumexp(_full_terms(*_exact(*inputs))[0])]
+
+
+def mixture_score(inputs, outputs):
+    return [_mean_score(*_line_terms(*_exact(*inputs)))]
+
+
+def mixture_score_diag(inputs, outputs):
+    return [_mean_score(*_diag_terms(*_exact(*inputs)))]
+
+
+def mixture_score_full(inputs, outputs):
+    return [_mean_score(*_full_terms(*_exact(*inputs)))]
 
 
 def logsumexp_rows(inputs, outputs):
     return [_logsumexp(*_exact(*inputs))]
 
 
+def trapezoid_cross_entropy(inputs, outputs):
+    locs, scales, density, lower, upper, *parameters = inputs
+    locs, scales, density = _exact(locs, scales, density)
+    z = lower + np.arange(len(density)).astype(object) * _mp.mpf(upper - lower) / (len(density) - 1)
+    terms = (_line_terms(loc + scale * z, *_exact(*parameters))[0] for loc, scale in zip(locs, scales, strict=True))
+    return [np.array([-np.sum(density * _logsumexp(part)) for part in terms])]
+
+
 def trapezoid_kl(inputs, outputs):
     *parameters, lower, upper, num, start, stop = inputs
     index = np.arange(start, stop).astype(object)
     x = lower + index * _mp.mpf(upper - lower) / (num - 1)
-    log_p, log_q = (
-        _logsumexp(log_weights - _log_norm(stds) - ((x[:, None] - means) / stds) ** 2 / 2)
-        for log_weights, means, stds in (_exact(*parameters[:3]), _exact(*parameters[3:]))
-    )
+    log_p, log_q = (_logsumexp(_line_terms(x, *_exact(*part))[0]) for part in (parameters[:3], parameters[3:]))
     halves = np.where((index == 0) | (index == num - 1), 2, 1)
     return [np.sum(_exp(log_p) * (log_p - log_q) / halves)]
 

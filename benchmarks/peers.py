@@ -395,6 +395,107 @@ def _trapezoid(n, quick):
     )
 
 
+def _score(quick):
+    n, k = 1000 if quick else 100_000, 8
+    rng = np.random.default_rng(0)
+    means, scales = rng.normal(scale=3, size=k), rng.uniform(0.5, 2, size=k)
+    p = Gaussians(rng.dirichlet(np.full(k, 5.0)), means, scales)
+    x = rng.normal(scale=3, size=n)
+
+    def fastdiv(backend):
+        import fastdiv
+
+        mixture = fastdiv.Mixture(*p)
+        return lambda: mixture.score(x, backend=backend)
+
+    def scipy():
+        from scipy.special import softmax
+        from scipy.stats import norm
+
+        def call():
+            z = (x[:, None] - means) / scales
+            return np.sum(softmax(np.log(p.weights) + norm.logpdf(z) - np.log(scales), axis=1) * -z / scales, axis=1)
+
+        return call
+
+    def torch():
+        import torch
+
+        log_p = _torch().logpdf(p)
+
+        def call():
+            points = torch.tensor(x, requires_grad=True)
+            return torch.autograd.grad(log_p(points).sum(), points)[0]
+
+        return call
+
+    def jax():
+        from jax import grad
+
+        library = _jax()
+        log_p, points = library.logpdf(p), library.array(x)
+        score = library.compiled(grad(lambda x: log_p(x).sum()))
+        return lambda: score(points)
+
+    return Row(
+        f"score at {n:,} points, 1-D, K = {k}",
+        scipy()(),
+        1e-10,
+        "rounding; the truth is the mean of the components' scores under SciPy's softmax",
+        _peers(fastdiv, None, []) | {"SciPy": scipy, "PyTorch": torch, "JAX": jax},
+    )
+
+
+def _brute_force(quick):
+    side, num, reach = (5, 50, 4) if quick else (100, 500, 4)
+    p = Gaussians(np.array([0.4, 0.6]), np.array([-1.0, 4.0]), np.array([0.75, 0.5]))
+    locs, scales = np.linspace(-4, 8, side), np.linspace(0.1, 3, side)
+    z = np.linspace(-reach, reach, num)
+    log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
+
+    def fastdiv(backend):
+        import fastdiv
+
+        q = fastdiv.Mixture(*p)
+        return lambda: fastdiv.trapezoid_kl_normal(locs, scales[:, None], q, num, reach, backend=backend)
+
+    def other(library):
+        library = library()
+        log_p, xp = library.logpdf(p), library.xp
+        grid, log_weights = map(xp.asarray, (z, log_density))
+        rows = [library.array((locs[:, None] + scale * z).ravel()) for scale in scales]
+
+        def divergences(x, log_scale):
+            log_ratio = log_weights - log_scale - log_p(x).reshape(side, num)
+            return xp.trapezoid(xp.exp(log_weights) * log_ratio, grid)
+
+        divergences = library.compiled(divergences)
+        return lambda: xp.stack([divergences(x, math.log(scale)) for x, scale in zip(rows, scales, strict=True)])
+
+    def one_by_one():
+        import torch
+        from scipy.optimize import brute
+
+        log_p, grid, log_weights = _torch().logpdf(p), torch.as_tensor(z), torch.as_tensor(log_density)
+
+        def divergence(at):
+            loc, scale = map(float, at)
+            log_ratio = log_weights - math.log(scale) - log_p(loc + scale * grid)
+            return float(torch.trapezoid(torch.exp(log_weights) * log_ratio, grid))
+
+        ranges = (-4, 8), (0.1, 3)
+        return lambda: brute(divergence, ranges, Ns=side, finish=None, full_output=True)[3].T
+
+    names = ["SciPy", "scikit-learn", "PyTorch", "PyTorch (compiled)", "JAX"]
+    return Row(
+        f"KL of {side} × {side} Gaussians from a mixture, {num} points each",
+        other(_scipy)(),
+        1e-9,
+        "rounding; the truth is NumPy's trapezoid on SciPy's densities",
+        _peers(fastdiv, other, names) | {"PyTorch (scipy.optimize.brute)": one_by_one},
+    )
+
+
 def _monte_carlo(quick):
     from scipy.integrate import quad
 
@@ -543,6 +644,8 @@ ROWS = {
     "log-density-64": partial(_log_density, 64, "1-D"),
     "log-density-diagonal": partial(_log_density, 8, "diagonal"),
     "log-density-full": partial(_log_density, 8, "full"),
+    "score": _score,
+    "brute-force": _brute_force,
     "trapezoid-1000": partial(_trapezoid, 1000),
     "trapezoid-100000": partial(_trapezoid, 100_000),
     "monte-carlo": _monte_carlo,

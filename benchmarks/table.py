@@ -34,6 +34,8 @@ class Kernel:
     n_accumulators: int = 0
     # outputs -> answers
     answers: Callable = lambda outputs: outputs
+    # the size of the terms that an answer sums: the error of a smaller one counts in units of this one's last place
+    least: float = 0.0
 
     def load(self, n, k=8, dtype="float64", seed=0):
         """Return a kernel's inputs and the arrays that it writes: call it as ``kernel(*inputs, *outputs)``."""
@@ -102,12 +104,28 @@ def _full(rng, n, k):
     return (rng.normal(scale=3, size=(n, DIMENSIONS)), log_weights, means, factors), (np.zeros(n),)
 
 
+def _gradients(arguments):
+    """Make the output as large as the points."""
+
+    def with_gradients(rng, n, k):
+        inputs, _ = arguments(rng, n, k)
+        return inputs, (np.zeros_like(inputs[0]),)
+
+    return with_gradients
+
+
 def _rows(rng, n, k):
     return (rng.normal(scale=10, size=(n, k)),), (np.zeros(n),)
 
 
 def _grid(rng, n, k):
     return (*_mixture(rng, k), *_mixture(rng, k), -15.0, 15.0, n, 0, n), (np.zeros(1),)
+
+
+def _gaussians(rng, n, k):
+    z = np.linspace(-4, 4, n)
+    locs, scales = rng.normal(scale=3, size=4), rng.uniform(0.5, 2, size=4)
+    return (locs, scales, np.exp(-z * z / 2), -4.0, 4.0, *_mixture(rng, k)), (np.zeros(4),)
 
 
 def _no_moments():
@@ -150,6 +168,15 @@ def _make_logpdf(rng, n, k, dtype):
     return lambda backend: mixture.logpdf(x, backend=backend)
 
 
+def _make_score(rng, n, k, dtype):
+    from fastdiv import Mixture
+
+    log_weights, means, stds = _mixture(rng, k)
+    mixture = Mixture(np.exp(log_weights), means, stds)
+    x = rng.normal(scale=3, size=n).astype(dtype)
+    return lambda backend: mixture.score(x, backend=backend)
+
+
 def _make_sorted(rng, n, k, dtype):
     from fastdiv import Mixture
 
@@ -176,6 +203,16 @@ def _make_kl(generator, k, **options):
 
 def _make_trapezoid(rng, n, k, dtype):
     return _make_kl(rng, k, method="trapezoid", num=n)
+
+
+def _make_trapezoid_of_many(rng, n, k, dtype):
+    import fastdiv
+
+    log_weights, means, stds = _mixture(rng, k)
+    q = fastdiv.Mixture(np.exp(log_weights), means, stds)
+    n_gaussians = max(n // 100, 1)
+    locs, scales = rng.normal(scale=3, size=n_gaussians), rng.uniform(0.5, 2, n_gaussians)
+    return lambda backend: fastdiv.trapezoid_kl_normal(locs, scales, q, num=100, backend=backend)
 
 
 def _make_quadrature(rng, n, k, dtype):
@@ -210,6 +247,10 @@ KERNELS = [
     Kernel("mixture_logpdf", "mixture", _line),
     Kernel("mixture_logpdf_diag", "mixture", _diagonal),
     Kernel("mixture_logpdf_full", "mixture", _full),
+    Kernel("mixture_score", "mixture", _gradients(_line), least=1.0),
+    Kernel("mixture_score_diag", "mixture", _gradients(_diagonal), least=10.0),
+    Kernel("mixture_score_full", "mixture", _gradients(_full), least=10.0),
+    Kernel("trapezoid_cross_entropy", "quadrature", _gaussians, n_accumulators=1),
     Kernel("trapezoid_kl", "quadrature", _grid, n_accumulators=1),
 ]
 
@@ -217,9 +258,11 @@ CALLS = [
     Call("LogisticRatioClassifier.fit", "ratio", _make_fit, ("dtype", "n"), threaded=False),
     Call("Mixture.logpdf", "mixture", _make_logpdf),
     Call("Mixture.logpdf, sorted", "mixture", _make_sorted),
+    Call("Mixture.score", "mixture", _make_score),
     Call("kl_divergence, monte-carlo", "montecarlo", _make_monte_carlo, ("n", "k")),
     Call("kl_divergence, quadrature", "quadrature", _make_quadrature, ("k",), threaded=False),
     Call("kl_divergence, trapezoid", "quadrature", _make_trapezoid, ("n", "k")),
+    Call("trapezoid_kl_normal", "quadrature", _make_trapezoid_of_many, ("n", "k")),
 ]
 
 TABLE = {row.name: row for row in [*KERNELS, *CALLS]}

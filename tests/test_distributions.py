@@ -49,6 +49,58 @@ def test_mixture_with_diagonal_covariances_is_the_full_one(backend):
     np.testing.assert_allclose(diagonal.logpdf(x, backend=backend), full.logpdf(x, backend=backend), rtol=1e-13)
 
 
+def numerical_gradient(p, x):
+    """Central differences of the log-density, their error of sixth order."""
+    step = 1e-2
+    offsets, weights = np.array([-3, -2, -1, 1, 2, 3]) * step, np.array([-1, 9, -45, 45, -9, 1]) / (60 * step)
+    around = [p.logpdf(x[..., None, :] + offset * np.eye(x.shape[-1])) for offset in offsets]
+    return np.tensordot(weights, around, 1)
+
+
+@pytest.mark.parametrize("covariances", [{"stds": np.sqrt([[1.0, 2.0], [0.5, 0.5], [3.0, 0.1]])}, {"covs": COVS}])
+def test_scores_are_gradients_of_the_log_density(backend, covariances):
+    x = np.random.default_rng(0).normal(scale=3, size=(100, 2))
+    p = Mixture(WEIGHTS, MEANS_2D, **covariances)
+    np.testing.assert_allclose(p.score(x, backend=backend), numerical_gradient(p, x), rtol=1e-6, atol=1e-6)
+
+
+def test_the_score_of_a_gaussian_is_linear(backend):
+    x = np.random.default_rng(0).normal(scale=4, size=(70, 2))
+    np.testing.assert_allclose(Normal(1, 2).score(x, backend=backend), (1 - x) / 4, rtol=1e-15)
+    for cov in COVS:
+        p = MultivariateNormal([1, 2], cov)
+        np.testing.assert_allclose(p.score(x, backend=backend), np.linalg.solve(cov, ([1, 2] - x).T).T, rtol=1e-13)
+
+
+def test_scores_far_out_are_those_of_the_component_that_reaches_farthest(backend):
+    p = Mixture([0.2, 0.5, 0.3, 0.0], [0.0, 1.0, -1.0, 0.0], [1.0, 3.0, 2.0, 50.0])
+    x = np.array([1e100, -1e160, 1e300, np.inf, -np.inf, np.nan])
+    np.testing.assert_allclose(p.score(x, backend=backend), [*(-x[:3] / 9), -np.inf, np.inf, np.nan], rtol=1e-14)
+    far = Mixture(WEIGHTS, MEANS_2D, covs=COVS)
+    points = np.array([[1e200, 3e200], [1e200, -3e200], [np.inf, 2.0], [np.nan, np.inf]])
+    score = far.score(points, backend=backend)
+    distances = [[d @ np.linalg.solve(c, d) for c in COVS] for d in np.array([[1.0, 3.0], [1.0, -3.0], [1.0, 0.0]])]
+    nearest = np.argmin(distances, axis=1)
+    expected = [-np.linalg.solve(COVS[k], x) for k, x in zip(nearest, points[:2], strict=False)]
+    np.testing.assert_allclose(score[:2], expected, rtol=1e-13)
+    precision = np.linalg.inv(COVS[nearest[2]])
+    np.testing.assert_array_equal(score[2], -np.inf * precision[:, 0])
+    assert np.isnan(score[3]).all()
+
+
+def test_scores_have_the_shape_and_dtype_of_the_points(backend):
+    line, plane = Mixture(WEIGHTS, MEANS, STDS), Mixture(WEIGHTS, MEANS_2D, covs=COVS)
+    for p, shape in [(line, ()), (line, (0,)), (line, (2, 3)), (plane, (2,)), (plane, (0, 2)), (plane, (3, 4, 2))]:
+        for dtype in (np.float32, np.float64):
+            x = np.full(shape, 0.5, dtype)
+            score = p.score(x, backend=backend)
+            assert (score.shape, score.dtype) == (shape, dtype)
+            np.testing.assert_allclose(score, p.score(x.astype(np.float64)), rtol=1e-5)
+    assert np.shape(line.score(0.5)) == ()
+    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 2\), got \(3,\)"):
+        plane.score(np.zeros(3))
+
+
 def test_gaussians_are_mixtures_of_one():
     assert Normal(1, 2).logpdf(0.5) == Mixture([1], [1], [2]).logpdf(0.5) == pytest.approx(stats.norm(1, 2).logpdf(0.5))
     cov = COVS[0]

@@ -7,7 +7,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from scipy import integrate, special, stats
+from scipy import integrate, optimize, special, stats
 
 from fastdiv import (
     AccuracyWarning,
@@ -22,6 +22,7 @@ from fastdiv import (
     log_ratio_normal,
     running_mean,
     trapezoid_kl,
+    trapezoid_kl_normal,
 )
 
 S1 = Normal(1, 1), Normal(0, 2)
@@ -115,6 +116,32 @@ def test_trapezoid_is_numpys(backend, num):
 
 def _parts(mixture):
     return zip(mixture.weights, mixture.means, mixture.stds, strict=True)
+
+
+def test_trapezoid_of_many_gaussians_is_numpys(backend):
+    rng = np.random.default_rng(0)
+    loc, scale = rng.normal(scale=5, size=(30, 1)), 10 ** rng.uniform(-3, 2, 20)
+    for num in (2, 65, 500):
+        x = loc[..., None] + scale[:, None] * np.linspace(-4, 4, num)
+        log_p = stats.norm.logpdf(x, loc[..., None], scale[:, None])
+        expected = np.trapezoid(np.exp(log_p) * (log_p - S4[0].logpdf(x)), x)
+        found = trapezoid_kl_normal(loc, scale, S4[0], num, backend=backend)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_s4_mode_seeking():
+    target, ranges = S4[0], ((-4, 8), (0.1, 3))
+    best, _, (loc, scale), divergence = optimize.brute(
+        lambda at: trapezoid_kl_normal(*at, target), ranges, Ns=100, full_output=True
+    )
+    np.testing.assert_allclose(best, [3.99992, 0.50034], atol=5e-6)
+    np.testing.assert_allclose(trapezoid_kl_normal(loc, scale, target), divergence, rtol=1e-14)
+
+
+def test_trapezoid_of_gaussians_where_q_has_no_density():
+    assert trapezoid_kl_normal(0.0, 1e300, S4[0]) == np.inf
+    assert trapezoid_kl_normal(0.0, 1.0, Normal(0, 1e-200)) == np.inf
+    assert trapezoid_kl_normal([], 1.0, S4[0]).shape == (0,)
 
 
 def test_points_without_density_count_nothing():

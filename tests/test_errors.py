@@ -28,6 +28,7 @@ from fastdiv import (
     optimal_classifier,
     running_mean,
     trapezoid_kl,
+    trapezoid_kl_normal,
 )
 
 NAN, INF = np.nan, np.inf
@@ -90,6 +91,7 @@ def test_weights_within_the_tolerance_are_renormalised(excess):
         ("stds", lambda std: Mixture([0.5, 0.5], [0, 1], [1, std])),
         ("stds", lambda std: Mixture([0.5, 0.5], [[0, 1], [0, 1]], [[1, 1], [1, std]])),
         ("cov", lambda std: MultivariateNormal([0, 0], [1, std])),
+        ("scale", lambda std: trapezoid_kl_normal(0, [1, std], Q)),
         ("sigma_p", lambda std: kl_normal(0, std, 0, 1)),
         ("sigma_q", lambda std: kl_normal(0, 1, 0, [1, std])),
         ("sigma_p", lambda std: log_ratio_normal(0, 0, std, 0, 1)),
@@ -118,6 +120,7 @@ def test_covariances_are_symmetric_and_positive_definite(matrix, wants):
     [
         ("loc", lambda value: Normal(value, 1)),
         ("scale", lambda value: Normal(0, value)),
+        ("loc", lambda value: trapezoid_kl_normal([0, value], 1, Q)),
         ("mean", lambda value: MultivariateNormal([0, value], [1, 1])),
         ("cov", lambda value: MultivariateNormal([0, 0], [1, value])),
         ("cov", lambda value: MultivariateNormal([0, 0], [[1, value], [value, 1]])),
@@ -166,6 +169,8 @@ def test_nan_parameters_of_elementwise_functions_are_refused(argument):
         ("sigma_p", "(3,)", r"\(2,\)", lambda: kl_normal([0, 1], [1, 1, 1], 0, 1)),
         ("mu_p", "(3,)", r"\(2,\)", lambda: log_ratio_normal([0, 1], [1, 1, 1], 1, 0, 1)),
         ("values", "(1, 2)", "one dimension", lambda: running_mean([[1, 2]])),
+        ("x", "(3,)", r"\(\.\.\., 2\)", lambda: PLANE.score([0, 0, 0])),
+        ("loc", "(3,)", r"\(2,\)", lambda: trapezoid_kl_normal([0, 1, 2], [1, 1], Q)),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(argument, got, wants, call):
@@ -200,6 +205,7 @@ def test_a_mixture_has_either_stds_or_covs(scales, got):
         ("stds", lambda value: Mixture([0.5, 0.5], [0, 1], [1, value])),
         ("covs", lambda value: Mixture([1], [[0, 0]], covs=[[[1, value], [0, 1]]])),
         ("x", MIXTURE.logpdf),
+        ("x", MIXTURE.score),
         ("x", MIXTURE.pdf),
         ("x", MIXTURE.cdf),
         ("x", lambda value: PLANE.logpdf([0, value])),
@@ -212,6 +218,8 @@ def test_a_mixture_has_either_stds_or_covs(scales, got):
         ("x", lambda value: log_ratio_normal(value, 0, 1, 0, 1)),
         ("sigma_p", lambda value: log_ratio_normal(0, 0, value, 0, 1)),
         ("values", lambda value: running_mean([1, value])),
+        ("loc", lambda value: trapezoid_kl_normal(value, 1, Q)),
+        ("scale", lambda value: trapezoid_kl_normal(0, value, Q)),
     ],
 )
 def test_numbers_are_real(argument, call, value):
@@ -236,6 +244,7 @@ def test_ragged_lists_are_refused():
         ("q", lambda value: js_divergence(P, value)),
         ("p", entropy),
         ("q", lambda value: trapezoid_kl(P, value)),
+        ("q", lambda value: trapezoid_kl_normal(0, 1, value)),
         ("q", lambda value: log_ratio(0.0, P, value)),
         ("p", lambda value: optimal_classifier(0.0, value, Q)),
     ],
@@ -305,6 +314,8 @@ def test_methods_that_do_not_apply_are_refused(method, reason, call):
 def test_the_line_alone_has_a_grid_and_a_cdf():
     with pytest.raises(ValueError, match=r"trapezoid.*on the line.*2 dimensions"):
         trapezoid_kl(PLANE, PLANE)
+    with pytest.raises(ValueError, match=r"trapezoid.*on the line.*2 dimensions"):
+        trapezoid_kl_normal(0, 1, PLANE)
     with pytest.raises(ValueError, match=r"cdf.*on the line.*2 dimensions"):
         PLANE.cdf([0.0, 0.0])
 
@@ -316,6 +327,7 @@ DRAWS = [
 ]
 POINTS = [
     lambda num: trapezoid_kl(MIXTURE, Q, num=num),
+    lambda num: trapezoid_kl_normal(0, 1, MIXTURE, num),
     lambda num: kl_divergence(MIXTURE, Q, method="trapezoid", num=num),
     lambda num: js_divergence(MIXTURE, Q, num=num),
 ]
@@ -351,6 +363,12 @@ def test_bounds_are_two_finite_increasing_numbers(call):
     for bounds in [(0,), (0, 1, 2), 3, "ab", (0, 1j), (None, 1)]:
         with pytest.raises(WRONG, match=refused("bounds", repr(bounds), "two numbers")):
             call(bounds)
+
+
+@pytest.mark.parametrize("reach", [0, -1.0, NAN, INF, "4", None], ids=repr)
+def test_a_reach_is_a_positive_number(reach):
+    with pytest.raises(WRONG, match=refused("reach", repr(reach), "positive number")):
+        trapezoid_kl_normal(0, 1, Q, reach=reach)
 
 
 @pytest.mark.parametrize("rtol", [0, -1, 1.5, NAN, INF, "x", 1j], ids=repr)
@@ -674,6 +692,7 @@ def test_empty_points_have_an_empty_result(p, backend):
     points = np.empty((0, *p.event_shape))
     assert p.logpdf(points, backend=backend).shape == (0,)
     assert p.pdf(points, backend=backend).shape == (0,)
+    assert p.score(points, backend=backend).shape == points.shape
     assert log_ratio(points, p, p, backend=backend).shape == (0,)
     assert optimal_classifier(points, p, p, backend=backend).shape == (0,)
 

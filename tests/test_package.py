@@ -1,6 +1,7 @@
 """How the package is put together."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fastdiv
+from conftest import CYTHON_BUILDS
 
 SOURCE = Path(fastdiv.__file__).parent
 FLOORS = [
@@ -65,6 +67,16 @@ def test_the_kernels_leave_the_gil_off():
     code = "import sys, fastdiv; fastdiv.Normal().logpdf(0.5); print(sys._is_gil_enabled())"
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False", result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("nm"), reason="for nm on Linux")
+@pytest.mark.parametrize("module", ["_cpu", *(name.removeprefix("fastdiv.") for name in CYTHON_BUILDS)])
+def test_compiled_modules_need_libc_and_libm_alone(module):
+    (library,) = SOURCE.glob(f"{module}.*.so")
+    command = ["nm", "--dynamic", "--undefined-only", library]
+    symbols = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    # Those of vector libm and of OpenMP.
+    assert not [symbol for symbol in symbols if symbol.startswith(("_ZGV", "GOMP", "omp_", "__kmpc"))]
 
 
 def test_subnormals_survive_the_import():

@@ -11,7 +11,7 @@ from .distributions import Mixture, MultivariateNormal, Normal, log_ratio, optim
 from .divergences import entropy, js_divergence, kl_divergence
 from .estimate import AccuracyWarning, Estimate
 from .montecarlo import running_mean
-from .quadrature import trapezoid_kl
+from .quadrature import trapezoid_kl, trapezoid_kl_normal
 
 if TYPE_CHECKING:
     from .ratio import LogisticRatioClassifier
@@ -38,6 +38,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "trapezoid_kl",
+    "trapezoid_kl_normal",
     "use_backend",
 ]
 

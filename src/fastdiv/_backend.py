@@ -235,6 +235,8 @@ def map_blocks(work, size, block_size=BLOCK_SIZE):
     every n-th block, the calling thread the first; an exception, Ctrl-C included, stops all of them at their next
     block.
     """
+    if size <= block_size:
+        return [work(0, size)] if size else []
     starts = range(0, size, block_size)
     workers = min(_num_threads, len(starts) // 2)
     if workers <= 1:

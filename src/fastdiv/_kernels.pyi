@@ -11,6 +11,10 @@ __all__ = [
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_score",
+    "mixture_score_diag",
+    "mixture_score_full",
+    "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
 
@@ -40,6 +44,26 @@ def mixture_logpdf_diag(
 ) -> None: ...
 def mixture_logpdf_full(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], choleskys: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def mixture_score(
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def mixture_score_diag(
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def mixture_score_full(
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], choleskys: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def trapezoid_cross_entropy(
+    locs: NDArray[_F],
+    scales: NDArray[_F],
+    density: NDArray[_F],
+    lower: float,
+    upper: float,
+    log_weights: NDArray[_F],
+    means: NDArray[_F],
+    stds: NDArray[_F],
+    out: NDArray[np.float64],
 ) -> None: ...
 def trapezoid_kl(
     log_weights_p: NDArray[_F],

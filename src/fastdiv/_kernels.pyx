@@ -34,12 +34,12 @@ __all__ = [
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_score",
+    "mixture_score_diag",
+    "mixture_score_full",
+    "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
-
-ctypedef fused floating:
-    float
-    double
 
 cdef enum:
     BLOCK = 64  # points: 64 components of doubles fill a 32 KiB L1
@@ -155,31 +155,40 @@ cdef inline void _two_sum(double *total, double *compensation, double term) noex
     total[0] = s
 
 
-cdef void _logsumexp_columns(
-    const floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points, floating *out
+cdef inline void _column_shifts(
+    const floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points, floating *shift
 ) noexcept nogil:
-    """Reduce terms (n_terms, BLOCK) over its rows.
+    """Find the largest of each column of terms (n_terms, BLOCK).
 
     A column without a finite maximum is not shifted: its -inf and NaN then come out as exp and log make them.
     """
-    cdef floating shift[BLOCK]
-    cdef floating partial[BLOCK]
-    cdef double total[BLOCK]
     cdef floating t
-    cdef Py_ssize_t group, k, i
-    if n_terms == 1:
-        for i in range(n_points):
-            out[i] = terms[i]
-        return
+    cdef Py_ssize_t k, i
     for i in range(n_points):
         shift[i] = terms[i]
-        total[i] = 0
     for k in range(1, n_terms):
         for i in range(n_points):
             t = terms[k * BLOCK + i]
             shift[i] = t if t > shift[i] else shift[i]
     for i in range(n_points):
         shift[i] = shift[i] if isfinite(shift[i]) else 0
+
+
+cdef void _logsumexp_columns(
+    const floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points, floating *out
+) noexcept nogil:
+    """Reduce terms (n_terms, BLOCK) over its rows."""
+    cdef floating shift[BLOCK]
+    cdef floating partial[BLOCK]
+    cdef double total[BLOCK]
+    cdef Py_ssize_t group, k, i
+    if n_terms == 1:
+        for i in range(n_points):
+            out[i] = terms[i]
+        return
+    _column_shifts(terms, n_terms, n_points, shift)
+    for i in range(n_points):
+        total[i] = 0
     for group in range(_n_blocks(n_terms, GROUP)):
         for i in range(n_points):
             partial[i] = 0
@@ -190,6 +199,27 @@ cdef void _logsumexp_columns(
             total[i] += partial[i]
     for i in range(n_points):
         out[i] = <floating> (shift[i] + fastdiv_log(total[i]))
+
+
+cdef void _responsibilities(floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points) noexcept nogil:
+    """Make each column of terms (n_terms, BLOCK) its softmax: NaN where all of them are -inf."""
+    cdef floating shift[BLOCK]
+    cdef double total[BLOCK]
+    cdef floating t
+    cdef Py_ssize_t k, i
+    _column_shifts(terms, n_terms, n_points, shift)
+    for i in range(n_points):
+        total[i] = 0
+    for k in range(n_terms):
+        for i in range(n_points):
+            t = _exp2_term((terms[k * BLOCK + i] - shift[i]) * <floating> LOG2_E)
+            terms[k * BLOCK + i] = t
+            total[i] += t
+    for i in range(n_points):
+        shift[i] = <floating> (1 / total[i])
+    for k in range(n_terms):
+        for i in range(n_points):
+            terms[k * BLOCK + i] *= shift[i]
 
 
 cdef void _log_coefficients(
@@ -229,6 +259,33 @@ cdef void _normal_terms(
         for i in range(n_points):
             z = (x[i] - mean) * scale
             terms[k * BLOCK + i] = log_coef - z * z
+
+
+cdef void _normal_slopes(
+    const floating *x,
+    Py_ssize_t n_points,
+    const floating *responsibilities,
+    const floating *means,
+    const floating *scales,
+    Py_ssize_t n_components,
+    Py_ssize_t stride,
+    floating *out,
+) noexcept nogil:
+    """Sum the components' scores (mean - x) / std^2 by their responsibilities; nothing is 0 times infinity."""
+    cdef floating total[BLOCK]
+    cdef floating mean, scale, share, slope
+    cdef Py_ssize_t k, i
+    for i in range(n_points):
+        total[i] = 0
+    for k in range(n_components):
+        mean = means[k * stride]
+        scale = scales[k * stride]
+        for i in range(n_points):
+            share = responsibilities[k * BLOCK + i]
+            slope = (mean - x[i]) * scale * scale * 2
+            total[i] += share * slope if share != 0 else 0
+    for i in range(n_points):
+        out[i] = total[i]
 
 
 cdef double _line_table(
@@ -292,7 +349,51 @@ cdef Py_ssize_t _relevant(
     return n_relevant
 
 
-cdef void _line_logpdf(
+cdef inline void _line_strip(
+    const floating *points,
+    const floating *means,
+    const floating *table,
+    Py_ssize_t n_components,
+    const Py_ssize_t *relevant,
+    Py_ssize_t n_relevant,
+    floating peak,
+    bint is_score,
+    double *total,
+    double *slope,
+) noexcept nogil:
+    """Sum the relevant components' terms at STRIP points, relative to the peak, and for a score their slopes."""
+    cdef const floating *log2_coefs = table + 2 * n_components
+    cdef const floating *scales_2 = table + 3 * n_components
+    cdef floating partial[STRIP]
+    cdef floating partial_slope[STRIP]
+    cdef floating mean, scale, log2_coef, z, term
+    cdef Py_ssize_t group, j, k, i
+    for i in range(STRIP):
+        total[i] = 0
+        slope[i] = 0
+    for group in range(_n_blocks(n_relevant, GROUP)):
+        for i in range(STRIP):
+            partial[i] = 0
+            partial_slope[i] = 0
+        for j in range(group * GROUP, min((group + 1) * GROUP, n_relevant)):
+            k = relevant[j]
+            mean = means[k]
+            scale = scales_2[k]
+            log2_coef = log2_coefs[k] - peak
+            for i in range(STRIP):
+                z = (points[i] - mean) * scale
+                term = _exp2_term(log2_coef - z * z)
+                partial[i] += term
+                if is_score:
+                    partial_slope[i] += term * (z * scale)
+        for i in range(STRIP):
+            total[i] += partial[i]
+        if is_score:
+            for i in range(STRIP):
+                slope[i] += partial_slope[i]
+
+
+cdef inline void _line_block(
     const floating *x,
     Py_ssize_t n_points,
     const floating *means,
@@ -301,23 +402,22 @@ cdef void _line_logpdf(
     Py_ssize_t n_components,
     floating *terms,
     Py_ssize_t *relevant,
+    bint is_score,
     floating *out,
 ) noexcept nogil:
-    """Log-density of a mixture on the line at a block of points.
+    """Log-density of a mixture on the line, or its derivative, at a block of points.
 
     One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
     each point's terms are written down and shifted by their own maximum.
     """
-    cdef const floating *log2_coefs = table + 2 * n_components
-    cdef const floating *scales_2 = table + 3 * n_components
     cdef floating points[STRIP]
-    cdef floating partial[STRIP]
-    cdef floating *result
     cdef double total[STRIP]
+    cdef double slope[STRIP]
+    cdef floating *result
+    cdef floating low, high, peak
     cdef double offset
-    cdef floating low, high, peak, mean, scale, log2_coef, z
     cdef double least = 1e-26 if floating is float else 1e-280
-    cdef Py_ssize_t strip, start, group, j, k, i, n_relevant, n_lost = 0
+    cdef Py_ssize_t strip, start, k, i, n_relevant, n_lost = 0
     if n_components == 1 or n_points < LANES:
         n_lost = 1
     else:
@@ -332,37 +432,33 @@ cdef void _line_logpdf(
         offset = top + peak / LOG2_E
         for strip in range(_n_blocks(n_points, STRIP)):
             start = strip * STRIP
-            for i in range(STRIP):
-                total[i] = 0
             if n_points - start >= STRIP:
                 for i in range(STRIP):
                     points[i] = x[start + i]
             else:
                 for i in range(STRIP):
                     points[i] = x[min(start + i, n_points - 1)]
-            for group in range(_n_blocks(n_relevant, GROUP)):
-                for i in range(STRIP):
-                    partial[i] = 0
-                for j in range(group * GROUP, min((group + 1) * GROUP, n_relevant)):
-                    k = relevant[j]
-                    mean = means[k]
-                    scale = scales_2[k]
-                    log2_coef = log2_coefs[k] - peak
-                    for i in range(STRIP):
-                        z = (points[i] - mean) * scale
-                        partial[i] += _exp2_term(log2_coef - z * z)
-                for i in range(STRIP):
-                    total[i] += partial[i]
+            _line_strip(points, means, table, n_components, relevant, n_relevant, peak, is_score, total, slope)
             result = &out[start] if n_points - start >= STRIP else points
             for i in range(STRIP):
                 n_lost += not total[i] >= least
-                result[i] = <floating> (offset + _log_normal(<floating> total[i]))
+            if is_score:
+                for i in range(STRIP):
+                    result[i] = <floating> (-2 / LOG2_E * slope[i] / total[i])
+                    n_lost += not isfinite(result[i])
+            else:
+                for i in range(STRIP):
+                    result[i] = <floating> (offset + _log_normal(<floating> total[i]))
             if result == points:
                 for i in range(n_points - start):
                     out[start + i] = points[i]
     if n_lost:
         _normal_terms(x, n_points, table, means, table + n_components, n_components, terms)
-        _logsumexp_columns(terms, n_components, n_points, out)
+        if is_score:
+            _responsibilities(terms, n_components, n_points)
+            _normal_slopes(x, n_points, terms, means, table + n_components, n_components, 1, out)
+        else:
+            _logsumexp_columns(terms, n_components, n_points, out)
 
 
 cdef double _grid_table(
@@ -444,19 +540,153 @@ cdef Py_ssize_t _grid_sums(
 cdef void _transpose_block(
     const floating *x, Py_ssize_t n_points, Py_ssize_t n_dims, floating *columns
 ) noexcept nogil:
+    """Write points as columns (n_dims, BLOCK), the last one again up to the end of its strip."""
     cdef Py_ssize_t i, d
     for i in range(n_points):
         for d in range(n_dims):
             columns[d * BLOCK + i] = x[i * n_dims + d]
+    for i in range(n_points, _n_blocks(n_points, STRIP) * STRIP):
+        for d in range(n_dims):
+            columns[d * BLOCK + i] = columns[d * BLOCK + n_points - 1]
 
 
-def mixture_logpdf(
+cdef void _write_rows(const floating *columns, Py_ssize_t n_points, Py_ssize_t n_dims, floating *out) noexcept nogil:
+    cdef Py_ssize_t i, d
+    for i in range(n_points):
+        for d in range(n_dims):
+            out[i * n_dims + d] = columns[d * BLOCK + i]
+
+
+cdef void _diag_terms(
+    const floating *columns,
+    Py_ssize_t n_points,
+    const floating *log_coefs,
+    const floating *means,
+    const floating *scales,
+    Py_ssize_t n_components,
+    Py_ssize_t n_dims,
+    floating *terms,
+) noexcept nogil:
+    cdef floating term[STRIP]
+    cdef const floating *column
+    cdef floating mean, scale, z
+    cdef Py_ssize_t k, strip, d, i
+    for k in range(n_components):
+        for strip in range(_n_blocks(n_points, STRIP)):
+            for i in range(STRIP):
+                term[i] = log_coefs[k]
+            for d in range(n_dims):
+                column = columns + d * BLOCK + strip * STRIP
+                mean = means[k * n_dims + d]
+                scale = scales[k * n_dims + d]
+                for i in range(STRIP):
+                    z = (column[i] - mean) * scale
+                    term[i] -= z * z
+            for i in range(STRIP):
+                terms[k * BLOCK + strip * STRIP + i] = term[i]
+
+
+cdef void _full_terms(
+    const floating *columns,
+    Py_ssize_t n_points,
+    const floating *log_coefs,
+    const floating *means,
+    const floating *choleskys,
+    const floating *inverses,
+    Py_ssize_t n_components,
+    Py_ssize_t n_dims,
+    Py_ssize_t z_stride,
+    floating *z,
+    floating *terms,
+) noexcept nogil:
+    """Terms by forward substitution in L z = (x - mean) / sqrt(2), a coordinate of a strip's points at a time.
+
+    The inverses are those of the diagonals. The z of a component (n_dims, BLOCK) lie z_stride after the last one's.
+    """
+    cdef floating term[STRIP]
+    cdef floating z_d[STRIP]
+    cdef const floating *column
+    cdef const floating *row
+    cdef const floating *z_e
+    cdef floating *z_k
+    cdef floating mean, factor
+    cdef Py_ssize_t k, strip, d, e, i
+    for k in range(n_components):
+        for strip in range(_n_blocks(n_points, STRIP)):
+            z_k = z + k * z_stride + strip * STRIP
+            for i in range(STRIP):
+                term[i] = log_coefs[k]
+            for d in range(n_dims):
+                column = columns + d * BLOCK + strip * STRIP
+                row = choleskys + (k * n_dims + d) * n_dims
+                mean = means[k * n_dims + d]
+                for i in range(STRIP):
+                    z_d[i] = (column[i] - mean) * <floating> SQRT_HALF
+                for e in range(d):
+                    z_e = z_k + e * BLOCK
+                    factor = row[e]
+                    for i in range(STRIP):
+                        z_d[i] -= factor * z_e[i]
+                factor = inverses[k * n_dims + d]
+                for i in range(STRIP):
+                    z_d[i] *= factor
+                    term[i] -= z_d[i] * z_d[i]
+                for i in range(STRIP):
+                    z_k[d * BLOCK + i] = z_d[i]
+            for i in range(STRIP):
+                terms[k * BLOCK + strip * STRIP + i] = term[i]
+
+
+cdef void _full_slopes(
+    Py_ssize_t n_points,
+    const floating *responsibilities,
+    const floating *choleskys,
+    const floating *inverses,
+    Py_ssize_t n_components,
+    Py_ssize_t n_dims,
+    floating *z,
+    floating *slopes,
+) noexcept nogil:
+    """Sum -L^-T z of all components by their responsibilities, by backward substitution in place of z."""
+    cdef floating z_d[STRIP]
+    cdef const floating *share
+    cdef const floating *z_e
+    cdef floating *z_k
+    cdef floating *slope
+    cdef floating factor
+    cdef Py_ssize_t k, strip, d, e, i
+    for i in range(n_dims * BLOCK):
+        slopes[i] = 0
+    for k in range(n_components):
+        for strip in range(_n_blocks(n_points, STRIP)):
+            share = responsibilities + k * BLOCK + strip * STRIP
+            z_k = z + k * n_dims * BLOCK + strip * STRIP
+            for d in range(n_dims - 1, -1, -1):
+                slope = slopes + d * BLOCK + strip * STRIP
+                for i in range(STRIP):
+                    z_d[i] = z_k[d * BLOCK + i]
+                for e in range(d + 1, n_dims):
+                    z_e = z_k + e * BLOCK
+                    factor = choleskys[(k * n_dims + e) * n_dims + d]
+                    for i in range(STRIP):
+                        z_d[i] -= factor * z_e[i]
+                factor = inverses[k * n_dims + d]
+                for i in range(STRIP):
+                    z_d[i] *= factor
+                for i in range(STRIP):
+                    z_k[d * BLOCK + i] = z_d[i]
+                for i in range(STRIP):
+                    slope[i] -= share[i] * z_d[i] / <floating> SQRT_HALF if share[i] != 0 else 0
+
+
+cdef int _line(
     const floating[::1] x,
     const floating[::1] log_weights,
     const floating[::1] means,
     const floating[::1] stds,
-    floating[::1] out,
-):
+    bint is_score,
+    floating *out,
+) except -1:
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t block, start, n_points
     cdef double top
@@ -471,101 +701,190 @@ def mixture_logpdf(
         for block in range(_n_blocks(x.shape[0], BLOCK)):
             start = block * BLOCK
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
-            _line_logpdf(&x[start], n_points, &means[0], table, top, n_components, terms, relevant, &out[start])
+            # Two calls, so that each is compiled for itself.
+            if is_score:
+                _line_block(
+                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, True, &out[start]
+                )
+            else:
+                _line_block(
+                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, False, &out[start]
+                )
         free(scratch)
+    return 0
 
 
-def mixture_logpdf_diag(
+cpdef void mixture_logpdf(
+    const floating[::1] x,
+    const floating[::1] log_weights,
+    const floating[::1] means,
+    const floating[::1] stds,
+    floating[::1] out,
+) except *:
+    _line(x, log_weights, means, stds, False, &out[0])
+
+
+cpdef void mixture_score(
+    const floating[::1] x,
+    const floating[::1] log_weights,
+    const floating[::1] means,
+    const floating[::1] stds,
+    floating[::1] out,
+) except *:
+    _line(x, log_weights, means, stds, True, &out[0])
+
+
+cdef int _diag(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, ::1] stds,
+    bint is_score,
+    floating *out,
+) except -1:
+    cdef Py_ssize_t n_components = means.shape[0]
+    cdef Py_ssize_t n_dims = means.shape[1]
+    cdef Py_ssize_t block, start, n_points, k, d
+    cdef void *scratch = malloc(
+        (n_components * (BLOCK + n_dims + 1) + 2 * n_dims * BLOCK) * sizeof(floating) + LINE_BYTES
+    )
+    cdef floating *terms = <floating *> _aligned(scratch)
+    cdef floating *columns = terms + n_components * BLOCK
+    cdef floating *slopes = columns + n_dims * BLOCK
+    cdef floating *scales = slopes + n_dims * BLOCK
+    cdef floating *log_coefs = scales + n_components * n_dims
+    if scratch == NULL:
+        raise MemoryError
+    with nogil:
+        _log_coefficients(&log_weights[0], &stds[0, 0], n_components, n_dims, 1, n_dims, log_coefs)
+        for k in range(n_components):
+            for d in range(n_dims):
+                scales[k * n_dims + d] = <floating> (SQRT_HALF / stds[k, d])
+        for block in range(_n_blocks(x.shape[0], BLOCK)):
+            start = block * BLOCK
+            n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
+            _transpose_block(&x[start, 0], n_points, n_dims, columns)
+            _diag_terms(columns, n_points, log_coefs, &means[0, 0], scales, n_components, n_dims, terms)
+            if is_score:
+                _responsibilities(terms, n_components, n_points)
+                for d in range(n_dims):
+                    _normal_slopes(
+                        columns + d * BLOCK,
+                        n_points,
+                        terms,
+                        &means[0, d],
+                        scales + d,
+                        n_components,
+                        n_dims,
+                        slopes + d * BLOCK,
+                    )
+                _write_rows(slopes, n_points, n_dims, out + start * n_dims)
+            else:
+                _logsumexp_columns(terms, n_components, n_points, out + start)
+        free(scratch)
+    return 0
+
+
+cpdef void mixture_logpdf_diag(
     const floating[:, ::1] x,
     const floating[::1] log_weights,
     const floating[:, ::1] means,
     const floating[:, ::1] stds,
     floating[::1] out,
-):
-    cdef Py_ssize_t n_components = means.shape[0]
-    cdef Py_ssize_t n_dims = means.shape[1]
-    cdef Py_ssize_t block, start, n_points, k, d, i
-    cdef floating mean, scale, z
-    cdef floating *row
-    cdef void *scratch = malloc((n_components * (BLOCK + 1) + n_dims * BLOCK) * sizeof(floating) + LINE_BYTES)
-    cdef floating *terms = <floating *> _aligned(scratch)
-    cdef floating *columns = terms + n_components * BLOCK
-    cdef floating *log_coefs = columns + n_dims * BLOCK
-    if scratch == NULL:
-        raise MemoryError
-    with nogil:
-        _log_coefficients(&log_weights[0], &stds[0, 0], n_components, n_dims, 1, n_dims, log_coefs)
-        for block in range(_n_blocks(x.shape[0], BLOCK)):
-            start = block * BLOCK
-            n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
-            _transpose_block(&x[start, 0], n_points, n_dims, columns)
-            for k in range(n_components):
-                row = terms + k * BLOCK
-                for i in range(n_points):
-                    row[i] = log_coefs[k]
-                for d in range(n_dims):
-                    mean = means[k, d]
-                    scale = <floating> (SQRT_HALF / stds[k, d])
-                    for i in range(n_points):
-                        z = (columns[d * BLOCK + i] - mean) * scale
-                        row[i] -= z * z
-            _logsumexp_columns(terms, n_components, n_points, &out[start])
-        free(scratch)
+) except *:
+    _diag(x, log_weights, means, stds, False, &out[0])
 
 
-def mixture_logpdf_full(
+cpdef void mixture_score_diag(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, ::1] stds,
+    floating[:, ::1] out,
+) except *:
+    _diag(x, log_weights, means, stds, True, &out[0, 0])
+
+
+cdef int _full(
     const floating[:, ::1] x,
     const floating[::1] log_weights,
     const floating[:, ::1] means,
     const floating[:, :, ::1] choleskys,
-    floating[::1] out,
-):
+    bint is_score,
+    floating *out,
+) except -1:
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t n_dims = means.shape[1]
-    cdef Py_ssize_t block, start, n_points, k, d, e, i
-    cdef floating mean, factor
-    cdef floating *row
-    cdef floating *z_d
-    cdef floating *z_e
-    cdef void *scratch = malloc((n_components * (BLOCK + 1) + 2 * n_dims * BLOCK) * sizeof(floating) + LINE_BYTES)
+    cdef Py_ssize_t block, start, n_points, k, d
+    # The score needs every component's z once more, the density none.
+    cdef Py_ssize_t z_stride = n_dims * BLOCK if is_score else 0
+    cdef Py_ssize_t n_z = n_components * z_stride if is_score else n_dims * BLOCK
+    cdef void *scratch = malloc(
+        (n_components * (BLOCK + n_dims + 1) + 2 * n_dims * BLOCK + n_z) * sizeof(floating) + LINE_BYTES
+    )
     cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *columns = terms + n_components * BLOCK
-    cdef floating *z = columns + n_dims * BLOCK
-    cdef floating *log_coefs = z + n_dims * BLOCK
+    cdef floating *slopes = columns + n_dims * BLOCK
+    cdef floating *z = slopes + n_dims * BLOCK
+    cdef floating *inverses = z + n_z
+    cdef floating *log_coefs = inverses + n_components * n_dims
     if scratch == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(
             &log_weights[0], &choleskys[0, 0, 0], n_components, n_dims, n_dims + 1, n_dims * n_dims, log_coefs
         )
+        for k in range(n_components):
+            for d in range(n_dims):
+                inverses[k * n_dims + d] = 1 / choleskys[k, d, d]
         for block in range(_n_blocks(x.shape[0], BLOCK)):
             start = block * BLOCK
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
             _transpose_block(&x[start, 0], n_points, n_dims, columns)
-            for k in range(n_components):
-                row = terms + k * BLOCK
-                for i in range(n_points):
-                    row[i] = log_coefs[k]
-                # Solve L z = (x - mean) / sqrt(2) by forward substitution, a dimension of all points at a time.
-                for d in range(n_dims):
-                    z_d = z + d * BLOCK
-                    mean = means[k, d]
-                    for i in range(n_points):
-                        z_d[i] = (columns[d * BLOCK + i] - mean) * <floating> SQRT_HALF
-                    for e in range(d):
-                        z_e = z + e * BLOCK
-                        factor = choleskys[k, d, e]
-                        for i in range(n_points):
-                            z_d[i] -= factor * z_e[i]
-                    factor = 1 / choleskys[k, d, d]
-                    for i in range(n_points):
-                        z_d[i] *= factor
-                        row[i] -= z_d[i] * z_d[i]
-            _logsumexp_columns(terms, n_components, n_points, &out[start])
+            _full_terms(
+                columns,
+                n_points,
+                log_coefs,
+                &means[0, 0],
+                &choleskys[0, 0, 0],
+                inverses,
+                n_components,
+                n_dims,
+                z_stride,
+                z,
+                terms,
+            )
+            if is_score:
+                _responsibilities(terms, n_components, n_points)
+                _full_slopes(n_points, terms, &choleskys[0, 0, 0], inverses, n_components, n_dims, z, slopes)
+                _write_rows(slopes, n_points, n_dims, out + start * n_dims)
+            else:
+                _logsumexp_columns(terms, n_components, n_points, out + start)
         free(scratch)
+    return 0
 
 
-def logsumexp_rows(const floating[:, ::1] a, floating[::1] out):
+cpdef void mixture_logpdf_full(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, :, ::1] choleskys,
+    floating[::1] out,
+) except *:
+    _full(x, log_weights, means, choleskys, False, &out[0])
+
+
+cpdef void mixture_score_full(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, :, ::1] choleskys,
+    floating[:, ::1] out,
+) except *:
+    _full(x, log_weights, means, choleskys, True, &out[0, 0])
+
+
+cpdef void logsumexp_rows(const floating[:, ::1] a, floating[::1] out) except *:
     cdef Py_ssize_t n_terms = a.shape[1]
     cdef Py_ssize_t block, row, start, k
     cdef floating shift, t, is_tie
@@ -591,7 +910,7 @@ def logsumexp_rows(const floating[:, ::1] a, floating[::1] out):
             out[row] = <floating> (shift + log1p(total + compensation + ties))
 
 
-def trapezoid_kl(
+cpdef void trapezoid_kl(
     const floating[::1] log_weights_p,
     const floating[::1] means_p,
     const floating[::1] stds_p,
@@ -604,7 +923,7 @@ def trapezoid_kl(
     Py_ssize_t start,
     Py_ssize_t stop,
     double[::1] out,
-):
+) except *:
     cdef Py_ssize_t n_p = means_p.shape[0]
     cdef Py_ssize_t n_q = means_q.shape[0]
     cdef Py_ssize_t n_terms = max(n_p, n_q)
@@ -660,6 +979,68 @@ def trapezoid_kl(
         free(scratch)
 
 
+cpdef void trapezoid_cross_entropy(
+    const floating[::1] locs,
+    const floating[::1] scales,
+    const floating[::1] density,
+    double lower,
+    double upper,
+    const floating[::1] log_weights,
+    const floating[::1] means,
+    const floating[::1] stds,
+    double[::1] out,
+) except *:
+    cdef Py_ssize_t n_components = means.shape[0]
+    cdef Py_ssize_t num = density.shape[0]
+    cdef Py_ssize_t j, k, block, first, n_points, i
+    cdef double step = (upper - lower) / (num - 1)
+    cdef double top, peak, offset, z
+    cdef double log_q[BLOCK]
+    cdef double x[BLOCK]
+    cdef double total, compensation
+    cdef void *scratch = malloc(
+        n_components * ((BLOCK + 14) * sizeof(double) + sizeof(Py_ssize_t)) + LINE_BYTES
+    )
+    cdef double *terms = <double *> _aligned(scratch)
+    cdef double *table = terms + n_components * BLOCK
+    cdef double *local = table + 8 * n_components
+    cdef Py_ssize_t *relevant = <Py_ssize_t *> (local + 6 * n_components)
+    if scratch == NULL:
+        raise MemoryError
+    with nogil:
+        top = _grid_table(&log_weights[0], &means[0], &stds[0], n_components, step, table)
+        for j in range(locs.shape[0]):
+            # The mixture in the coordinate z of the Gaussian, its densities per unit of x.
+            for k in range(n_components):
+                local[k] = table[k]
+                local[n_components + k] = table[n_components + k] * scales[j]
+                local[2 * n_components + k] = table[2 * n_components + k]
+                local[3 * n_components + k] = table[3 * n_components + k] * scales[j]
+                local[4 * n_components + k] = (table[4 * n_components + k] - locs[j]) / scales[j]
+                z = LANES * step * local[3 * n_components + k]
+                local[5 * n_components + k] = fastdiv_exp2_term(-2 * z * z)
+            total = compensation = 0
+            for block in range(_n_blocks(num, BLOCK)):
+                first = block * BLOCK
+                n_points = min(num - first, <Py_ssize_t> BLOCK)
+                if _grid_sums(lower, step, first, local, n_components, terms, relevant, log_q, &peak):
+                    for i in range(BLOCK):
+                        x[i] = lower + (first + i) * step
+                    _normal_terms(
+                        x, BLOCK, local, local + 4 * n_components, local + n_components, n_components, terms
+                    )
+                    _logsumexp_columns(terms, n_components, BLOCK, log_q)
+                else:
+                    offset = top + peak / LOG2_E
+                    for i in range(BLOCK):
+                        log_q[i] = offset + fastdiv_log_normal(log_q[i])
+                for i in range(n_points):
+                    log_q[i] = density[first + i] * log_q[i] if density[first + i] != 0 else 0
+                _two_sum(&total, &compensation, _sum(log_q, n_points))
+            out[j] = -(total + compensation)
+        free(scratch)
+
+
 cdef void _merge_moments(
     double *moments, double count, double mean, double residual, double m2, double low, double high
 ) noexcept nogil:
@@ -682,11 +1063,11 @@ cdef void _merge_moments(
     moments[4] = high if high > moments[4] else moments[4]
 
 
-def merge_moments(const double[::1] other, double[::1] out):
+cpdef void merge_moments(const double[::1] other, double[::1] out) except *:
     _merge_moments(&out[0], other[0], other[1], other[5], other[2], other[3], other[4])
 
 
-def log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, double[::1] out):
+cpdef void log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, double[::1] out) except *:
     cdef Py_ssize_t block, start, n, i
     cdef double values[CHUNK]
     cdef double squares[CHUNK]
@@ -707,7 +1088,7 @@ def log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, doub
             _merge_moments(&out[0], n, mean, drift, _sum(squares, n) - n * drift * drift, low, high)
 
 
-def logistic_sgd_epoch(
+cpdef void logistic_sgd_epoch(
     const floating[:, ::1] X,
     const floating[::1] y,
     const floating[::1] sample_weight,
@@ -719,7 +1100,7 @@ def logistic_sgd_epoch(
     floating[::1] coef,
     floating[::1] velocity,
     double[::1] out,
-):
+) except *:
     cdef Py_ssize_t n_rows = permutation.shape[0]
     cdef Py_ssize_t n_features = X.shape[1]
     cdef Py_ssize_t start, stop, first, n_points, block, batch, i, j, row

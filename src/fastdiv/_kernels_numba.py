@@ -19,6 +19,10 @@ __all__ = [
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_score",
+    "mixture_score_diag",
+    "mixture_score_full",
+    "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
 
@@ -130,11 +134,23 @@ def _exp(x):
 
 
 @_kernel
-def _logsumexp_columns(terms, n_points, out):
-    """Reduce terms (n_terms, BLOCK) over its rows.
+def _column_shifts(terms, n_points, shift):
+    """Find the largest of each column of terms (n_terms, BLOCK).
 
     A column without a finite maximum is not shifted: its -inf and NaN then come out as exp and log make them.
     """
+    number = terms.dtype.type
+    shift[:n_points] = terms[0, :n_points]
+    for k in range(1, len(terms)):
+        for i in range(n_points):
+            shift[i] = terms[k, i] if terms[k, i] > shift[i] else shift[i]
+    for i in range(n_points):
+        shift[i] = shift[i] if isfinite(shift[i]) else number(0)
+
+
+@_kernel
+def _logsumexp_columns(terms, n_points, out):
+    """Reduce terms (n_terms, BLOCK) over its rows."""
     number = terms.dtype.type
     n_terms = len(terms)
     if n_terms == 1:
@@ -143,12 +159,7 @@ def _logsumexp_columns(terms, n_points, out):
     shift = np.empty(BLOCK, terms.dtype)
     partial = np.empty(BLOCK, terms.dtype)
     total = np.zeros(BLOCK)
-    shift[:n_points] = terms[0, :n_points]
-    for k in range(1, n_terms):
-        for i in range(n_points):
-            shift[i] = terms[k, i] if terms[k, i] > shift[i] else shift[i]
-    for i in range(n_points):
-        shift[i] = shift[i] if isfinite(shift[i]) else number(0)
+    _column_shifts(terms, n_points, shift)
     for first in range(0, n_terms, GROUP):
         partial[:] = 0
         for k in range(first, min(first + GROUP, n_terms)):
@@ -158,6 +169,24 @@ def _logsumexp_columns(terms, n_points, out):
             total[i] += partial[i]
     for i in range(n_points):
         out[i] = shift[i] + log(total[i])
+
+
+@_kernel
+def _responsibilities(terms, n_points):
+    """Make each column of terms (n_terms, BLOCK) its softmax: NaN where all of them are -inf."""
+    number = terms.dtype.type
+    shift = np.empty(BLOCK, terms.dtype)
+    total = np.zeros(BLOCK)
+    _column_shifts(terms, n_points, shift)
+    for k in range(len(terms)):
+        for i in range(n_points):
+            terms[k, i] = _exp2_term((terms[k, i] - shift[i]) * number(LOG2_E))
+            total[i] += terms[k, i]
+    for i in range(n_points):
+        shift[i] = number(1 / total[i])
+    for k in range(len(terms)):
+        for i in range(n_points):
+            terms[k, i] *= shift[i]
 
 
 @_kernel
@@ -215,37 +244,50 @@ def _relevant(low, high, means, table, bounds, relevant):
 
 
 @_kernel
-def _shifted_logpdf(x, means, table, out):
-    """Log-density of a mixture on the line, each point's terms shifted by their own maximum."""
-    terms = np.empty((len(means), len(x)), x.dtype)
+def _shifted_terms(x, means, table, terms):
+    """Terms of a mixture on the line, to be shifted by the largest at each point."""
     for k in range(len(means)):
         log_coef, scale, mean = table[0, k], table[1, k], means[k]
         for i in range(len(x)):
             z = (x[i] - mean) * scale
             terms[k, i] = log_coef - z * z
-    _logsumexp_columns(terms, len(x), out)
 
 
 @_kernel
-def _line_logpdf(x, means, table, top, out):
-    """Log-density of a mixture on the line at a block of points.
+def _normal_slopes(x, responsibilities, means, scales, out):
+    """Sum the components' scores (mean - x) / std^2 by their responsibilities; nothing is 0 times infinity."""
+    total = np.zeros(BLOCK, x.dtype)
+    for k in range(len(means)):
+        mean, scale = means[k], scales[k]
+        for i in range(len(x)):
+            share = responsibilities[k, i]
+            slope = (mean - x[i]) * scale * scale * 2
+            total[i] += share * slope if share != 0 else x.dtype.type(0)
+    for i in range(len(x)):
+        out[i] = total[i]
+
+
+@_kernel
+def _line_block(x, means, table, top, is_score, out):
+    """Log-density of a mixture on the line, or its derivative, at a block of points.
 
     One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
     each point's terms are written down and shifted by their own maximum.
     """
     n_components, n_points = len(means), len(x)
+    number = x.dtype.type
     least = 1e-26 if x.itemsize == 4 else 1e-280
     n_lost = 0
     if n_components == 1 or n_points < LANES:
         n_lost = 1
     else:
         # Only arrays that are made in the function are known not to overlap.
-        points, partial = np.empty(STRIP, x.dtype), np.empty(STRIP, x.dtype)
-        total, result = np.empty(STRIP), np.empty(STRIP)
+        points, partial, partial_slope = np.empty(STRIP, x.dtype), np.empty(STRIP, x.dtype), np.empty(STRIP, x.dtype)
+        total, slope, result = np.empty(STRIP), np.empty(STRIP), np.empty(STRIP)
         relevant = np.arange(n_components)
-        n_relevant, peak = n_components, x.dtype.type(0)
+        n_relevant, peak = n_components, number(0)
         if n_components >= FEW:
-            low, high = x.dtype.type(inf), x.dtype.type(-inf)
+            low, high = number(inf), number(-inf)
             for i in range(n_points):
                 low = x[i] if x[i] < low else low
                 high = x[i] if x[i] > high else high
@@ -257,81 +299,221 @@ def _line_logpdf(x, means, table, top, out):
             for i in range(STRIP):
                 points[i] = x[min(start + i, n_points - 1)]
                 total[i] = 0
+                slope[i] = 0
             for first in range(0, n_relevant, GROUP):
                 for i in range(STRIP):
                     partial[i] = 0
+                    partial_slope[i] = 0
                 for j in range(first, min(first + GROUP, n_relevant)):
                     k = relevant[j]
                     mean = means[k]
                     scale = table[3, k]
                     log2_coef = table[2, k] - peak
-                    for i in range(STRIP):
-                        z = (points[i] - mean) * scale
-                        partial[i] += _exp2_term(log2_coef - z * z)
+                    if is_score:
+                        for i in range(STRIP):
+                            z = (points[i] - mean) * scale
+                            term = _exp2_term(log2_coef - z * z)
+                            partial[i] += term
+                            partial_slope[i] += term * (z * scale)
+                    else:
+                        for i in range(STRIP):
+                            z = (points[i] - mean) * scale
+                            partial[i] += _exp2_term(log2_coef - z * z)
                 for i in range(STRIP):
                     total[i] += partial[i]
-            for i in range(STRIP):
-                result[i] = offset + _log_normal(total[i])
+                if is_score:
+                    for i in range(STRIP):
+                        slope[i] += partial_slope[i]
             for i in range(STRIP):
                 n_lost += not total[i] >= least
+            if is_score:
+                for i in range(STRIP):
+                    result[i] = -2 / LOG2_E * slope[i] / total[i]
+                for i in range(STRIP):
+                    n_lost += not isfinite(result[i])
+            else:
+                for i in range(STRIP):
+                    result[i] = offset + _log_normal(total[i])
             for i in range(n_left):
                 out[start + i] = result[i]
     if n_lost:
-        _shifted_logpdf(x, means, table, out)
+        terms = np.empty((n_components, n_points), x.dtype)
+        _shifted_terms(x, means, table, terms)
+        if is_score:
+            _responsibilities(terms, n_points)
+            _normal_slopes(x, terms, means, table[1], out)
+        else:
+            _logsumexp_columns(terms, n_points, out)
+
+
+@_kernel
+def _line(x, log_weights, means, stds, is_score, out):
+    table, top = _line_table(log_weights, stds)
+    for start in range(0, len(x), BLOCK):
+        _line_block(x[start : start + BLOCK], means, table, top, is_score, out[start : start + BLOCK])
 
 
 @_kernel
 def mixture_logpdf(x, log_weights, means, stds, out):
-    table, top = _line_table(log_weights, stds)
+    _line(x, log_weights, means, stds, False, out)
+
+
+@_kernel
+def mixture_score(x, log_weights, means, stds, out):
+    _line(x, log_weights, means, stds, True, out)
+
+
+@_kernel
+def _transpose_block(points, columns):
+    """Write points as columns (n_dims, BLOCK), the last one again up to the end of its strip."""
+    n_points, n_dims = points.shape
+    for i in range(-(-n_points // STRIP) * STRIP):
+        for d in range(n_dims):
+            columns[d, i] = points[min(i, n_points - 1), d]
+
+
+@_kernel
+def _diag_terms(columns, n_points, log_coefs, means, scales, terms):
+    n_components, n_dims = means.shape
+    term = np.empty(STRIP, columns.dtype)
+    for k in range(n_components):
+        for start in range(0, n_points, STRIP):
+            for i in range(STRIP):
+                term[i] = log_coefs[k]
+            for d in range(n_dims):
+                mean, scale = means[k, d], scales[k, d]
+                for i in range(STRIP):
+                    z = (columns[d, start + i] - mean) * scale
+                    term[i] -= z * z
+            for i in range(STRIP):
+                terms[k, start + i] = term[i]
+
+
+# Whether the density or the score is wanted, the dimensions of `out` tell, when the function is compiled.
+@_kernel
+def _diag(x, log_weights, means, stds, out):
+    n_components, n_dims = means.shape
+    log_coefs = _log_coefficients(log_weights, stds)
+    scales = np.empty_like(stds)
+    for k in range(n_components):
+        for d in range(n_dims):
+            scales[k, d] = SQRT_HALF / stds[k, d]
+    terms = np.empty((n_components, BLOCK), x.dtype)
+    columns = np.empty((n_dims, BLOCK), x.dtype)
     for start in range(0, len(x), BLOCK):
-        _line_logpdf(x[start : start + BLOCK], means, table, top, out[start : start + BLOCK])
+        n_points = min(len(x) - start, BLOCK)
+        _transpose_block(x[start : start + BLOCK], columns)
+        _diag_terms(columns, n_points, log_coefs, means, scales, terms)
+        if out.ndim == 2:
+            _responsibilities(terms, n_points)
+            for d in range(n_dims):
+                column = columns[d, :n_points]
+                _normal_slopes(column, terms, means[:, d], scales[:, d], out[start : start + BLOCK, d])
+        else:
+            _logsumexp_columns(terms, n_points, out[start:])
 
 
 @_kernel
 def mixture_logpdf_diag(x, log_weights, means, stds, out):
-    n_components, n_dims = means.shape
-    log_coefs = _log_coefficients(log_weights, stds)
-    terms = np.empty((n_components, BLOCK), dtype=x.dtype)
-    for start in range(0, len(x), BLOCK):
-        points = x[start : start + BLOCK]
-        for k in range(n_components):
-            terms[k] = log_coefs[k]
-            for d in range(n_dims):
-                mean = means[k, d]
-                scale = x.dtype.type(SQRT_HALF / stds[k, d])
-                for i in range(len(points)):
-                    z = (points[i, d] - mean) * scale
-                    terms[k, i] -= z * z
-        _logsumexp_columns(terms, len(points), out[start:])
+    _diag(x, log_weights, means, stds, out)
 
 
 @_kernel
-def mixture_logpdf_full(x, log_weights, means, choleskys, out):
+def mixture_score_diag(x, log_weights, means, stds, out):
+    _diag(x, log_weights, means, stds, out)
+
+
+@_kernel
+def _full_terms(columns, n_points, log_coefs, means, choleskys, inverses, z, terms):
+    """Terms by forward substitution in L z = (x - mean) / sqrt(2), a coordinate of a strip's points at a time.
+
+    The inverses are those of the diagonals; z is one component's, which the next one's replaces, or has room for all.
+    """
+    n_components, n_dims = means.shape
+    root = columns.dtype.type(SQRT_HALF)
+    term, z_d = np.empty(STRIP, columns.dtype), np.empty(STRIP, columns.dtype)
+    for k in range(n_components):
+        z_k = z[min(k, len(z) - 1)]
+        for start in range(0, n_points, STRIP):
+            for i in range(STRIP):
+                term[i] = log_coefs[k]
+            for d in range(n_dims):
+                mean = means[k, d]
+                for i in range(STRIP):
+                    z_d[i] = (columns[d, start + i] - mean) * root
+                for e in range(d):
+                    factor = choleskys[k, d, e]
+                    for i in range(STRIP):
+                        z_d[i] -= factor * z_k[e, start + i]
+                factor = inverses[k, d]
+                for i in range(STRIP):
+                    z_d[i] *= factor
+                    term[i] -= z_d[i] * z_d[i]
+                for i in range(STRIP):
+                    z_k[d, start + i] = z_d[i]
+            for i in range(STRIP):
+                terms[k, start + i] = term[i]
+
+
+@_kernel
+def _full_slopes(n_points, responsibilities, choleskys, inverses, z, slopes):
+    """Sum -L^-T z of all components by their responsibilities, by backward substitution in place of z."""
+    n_components, n_dims = inverses.shape
+    number = z.dtype.type
+    z_d = np.empty(STRIP, z.dtype)
+    slopes[:] = 0
+    for k in range(n_components):
+        for start in range(0, n_points, STRIP):
+            for d in range(n_dims - 1, -1, -1):
+                for i in range(STRIP):
+                    z_d[i] = z[k, d, start + i]
+                for e in range(d + 1, n_dims):
+                    factor = choleskys[k, e, d]
+                    for i in range(STRIP):
+                        z_d[i] -= factor * z[k, e, start + i]
+                factor = inverses[k, d]
+                for i in range(STRIP):
+                    z_d[i] *= factor
+                    z[k, d, start + i] = z_d[i]
+                for i in range(STRIP):
+                    share = responsibilities[k, start + i]
+                    slopes[d, start + i] -= share * z_d[i] / number(SQRT_HALF) if share != 0 else number(0)
+
+
+@_kernel
+def _full(x, log_weights, means, choleskys, out):
     n_components, n_dims = means.shape
     diagonals = np.empty_like(means)
     for d in range(n_dims):
         diagonals[:, d] = choleskys[:, d, d]
     log_coefs = _log_coefficients(log_weights, diagonals)
-    terms = np.empty((n_components, BLOCK), dtype=x.dtype)
-    z = np.empty((n_dims, BLOCK), dtype=x.dtype)
-    root = x.dtype.type(SQRT_HALF)
+    inverses = 1 / diagonals
+    terms = np.empty((n_components, BLOCK), x.dtype)
+    columns = np.empty((n_dims, BLOCK), x.dtype)
+    slopes = np.empty((n_dims, BLOCK), x.dtype)
+    z = np.empty((n_components if out.ndim == 2 else 1, n_dims, BLOCK), x.dtype)
     for start in range(0, len(x), BLOCK):
-        points = x[start : start + BLOCK]
-        for k in range(n_components):
-            terms[k] = log_coefs[k]
-            # Solve L z = (x - mean) / sqrt(2) by forward substitution, a dimension of all points at a time.
-            for d in range(n_dims):
-                for i in range(len(points)):
-                    z[d, i] = (points[i, d] - means[k, d]) * root
-                for e in range(d):
-                    factor = choleskys[k, d, e]
-                    for i in range(len(points)):
-                        z[d, i] -= factor * z[e, i]
-                factor = x.dtype.type(1 / choleskys[k, d, d])
-                for i in range(len(points)):
-                    z[d, i] *= factor
-                    terms[k, i] -= z[d, i] * z[d, i]
-        _logsumexp_columns(terms, len(points), out[start:])
+        n_points = min(len(x) - start, BLOCK)
+        _transpose_block(x[start : start + BLOCK], columns)
+        _full_terms(columns, n_points, log_coefs, means, choleskys, inverses, z, terms)
+        if out.ndim == 2:
+            _responsibilities(terms, n_points)
+            _full_slopes(n_points, terms, choleskys, inverses, z, slopes)
+            for i in range(n_points):
+                for d in range(n_dims):
+                    out[start + i, d] = slopes[d, i]
+        else:
+            _logsumexp_columns(terms, n_points, out[start:])
+
+
+@_kernel
+def mixture_logpdf_full(x, log_weights, means, choleskys, out):
+    _full(x, log_weights, means, choleskys, out)
+
+
+@_kernel
+def mixture_score_full(x, log_weights, means, choleskys, out):
+    _full(x, log_weights, means, choleskys, out)
 
 
 @_kernel
@@ -414,8 +596,10 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
         else:
             for i in range(GRID_BLOCK):
                 x[i] = lower + (first + i) * step
-            _shifted_logpdf(x, exact_p, table_p, sum_p)
-            _shifted_logpdf(x, exact_q, table_q, sum_q)
+            for means, table, log_density in ((exact_p, table_p, sum_p), (exact_q, table_q, sum_q)):
+                terms = np.empty((len(means), GRID_BLOCK))
+                _shifted_terms(x, means, table, terms)
+                _logsumexp_columns(terms, GRID_BLOCK, log_density)
             for i in range(GRID_BLOCK):
                 density = _exp(sum_p[i])
                 log_ratio = sum_p[i] - sum_q[i]
@@ -429,6 +613,40 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
             integral += integrand[i]
         total, compensation = _two_sum(total, compensation, integral)
     out[0] = total + compensation
+
+
+@_kernel
+def trapezoid_cross_entropy(locs, scales, density, lower, upper, log_weights, means, stds, out):
+    n_components, num = len(means), len(density)
+    step = (upper - lower) / (num - 1)
+    table, top = _line_table(log_weights.astype(np.float64), stds.astype(np.float64))
+    # The mixture in the coordinate z of a Gaussian, its densities per unit of x.
+    local, local_means = table.copy(), np.empty(n_components)
+    sums, log_q, x = np.empty(GRID_BLOCK), np.empty(GRID_BLOCK), np.empty(GRID_BLOCK)
+    terms = np.empty((n_components, GRID_BLOCK))
+    for j in range(len(locs)):
+        for k in range(n_components):
+            local[1, k] = table[1, k] * scales[j]
+            local[3, k] = table[3, k] * scales[j]
+            local_means[k] = (np.float64(means[k]) - locs[j]) / scales[j]
+        total = compensation = 0.0
+        for first in range(0, num, GRID_BLOCK):
+            n_points = min(num - first, GRID_BLOCK)
+            peak, n_lost = _grid_sums(lower, step, first, local_means, local, sums)
+            if n_lost:
+                for i in range(GRID_BLOCK):
+                    x[i] = lower + (first + i) * step
+                _shifted_terms(x, local_means, local, terms)
+                _logsumexp_columns(terms, GRID_BLOCK, log_q)
+            else:
+                offset = top + peak / LOG2_E
+                for i in range(GRID_BLOCK):
+                    log_q[i] = offset + _log_normal(sums[i])
+            integral = 0.0
+            for i in range(n_points):
+                integral += density[first + i] * log_q[i] if density[first + i] != 0 else 0.0
+            total, compensation = _two_sum(total, compensation, integral)
+        out[j] = -(total + compensation)
 
 
 @_kernel

@@ -5,7 +5,7 @@ Nothing here is tuned. A kernel sees one block of the data at a time, so its tem
 
 import numpy as np
 from scipy.linalg import solve_triangular
-from scipy.special import expit, logsumexp
+from scipy.special import expit, logsumexp, softmax
 
 __all__ = [
     "log_ratio_moments",
@@ -15,6 +15,10 @@ __all__ = [
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_score",
+    "mixture_score_diag",
+    "mixture_score_full",
+    "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
 
@@ -29,36 +33,94 @@ def _half_square(z):
     return np.square(z * np.sqrt(0.5))
 
 
+def _line_terms(x, log_weights, means, stds):
+    """Return the components' log-densities with their weights, and the standardised points: (n, K) both."""
+    z = (x[:, None] - means) / stds
+    return log_weights - np.log(stds) - HALF_LOG_2PI - _half_square(z), z
+
+
+def _diag_terms(x, log_weights, means, stds):
+    """Return the same as `_line_terms`, the points (n, K, D)."""
+    z = (x[:, None, :] - means) / stds
+    log_norms = np.sum(np.log(stds) + HALF_LOG_2PI, axis=1)
+    return log_weights - log_norms - np.sum(_half_square(z), axis=2), z
+
+
+def _full_term(x, log_weight, mean, cholesky):
+    """Return the same as `_line_terms` for one component, (n,) and (D, n)."""
+    z = solve_triangular(cholesky, (x - mean).T, lower=True, check_finite=False)
+    log_norm = np.sum(np.log(np.diag(cholesky)) + HALF_LOG_2PI)
+    return log_weight - log_norm - np.sum(_half_square(z), axis=0), z
+
+
+def _mean_score(terms, scores):
+    """Average the scores by the components' responsibilities; nothing is 0 times infinity."""
+    responsibilities = softmax(terms, axis=1).reshape(*terms.shape, *[1] * (scores.ndim - 2))
+    return np.sum(np.where(responsibilities == 0, 0, responsibilities * scores), axis=1)
+
+
 @_quiet
 def mixture_logpdf(x, log_weights, means, stds, out):
     """Log-density of a mixture on the line: x and out (n,), parameters (K,)."""
-    z = (x[:, None] - means) / stds
-    out[...] = logsumexp(log_weights - np.log(stds) - HALF_LOG_2PI - _half_square(z), axis=1)
+    out[...] = logsumexp(_line_terms(x, log_weights, means, stds)[0], axis=1)
 
 
 @_quiet
 def mixture_logpdf_diag(x, log_weights, means, stds, out):
     """Log-density with diagonal covariances: x (n, D), means and stds (K, D), out (n,)."""
-    z = (x[:, None, :] - means) / stds
-    log_norms = np.sum(np.log(stds) + HALF_LOG_2PI, axis=1)
-    out[...] = logsumexp(log_weights - log_norms - np.sum(_half_square(z), axis=2), axis=1)
+    out[...] = logsumexp(_diag_terms(x, log_weights, means, stds)[0], axis=1)
 
 
 @_quiet
 def mixture_logpdf_full(x, log_weights, means, choleskys, out):
     """Log-density with full covariances, by their lower Cholesky factors (K, D, D)."""
     terms = np.empty((len(x), len(means)))
-    for k, (mean, cholesky) in enumerate(zip(means, choleskys, strict=True)):
-        z = solve_triangular(cholesky, (x - mean).T, lower=True, check_finite=False)
-        log_norm = np.sum(np.log(np.diag(cholesky)) + HALF_LOG_2PI)
-        terms[:, k] = log_weights[k] - log_norm - np.sum(_half_square(z), axis=0)
+    for k in range(len(means)):
+        terms[:, k], _ = _full_term(x, log_weights[k], means[k], choleskys[k])
     out[...] = logsumexp(terms, axis=1)
+
+
+@_quiet
+def mixture_score(x, log_weights, means, stds, out):
+    """Gradient of the log-density in x, of its shape: NaN where the densities of all components underflow."""
+    terms, z = _line_terms(x, log_weights, means, stds)
+    out[...] = _mean_score(terms, -z / stds)
+
+
+@_quiet
+def mixture_score_diag(x, log_weights, means, stds, out):
+    """Gradient of the log-density with diagonal covariances: out (n, D)."""
+    terms, z = _diag_terms(x, log_weights, means, stds)
+    out[...] = _mean_score(terms, -z / stds)
+
+
+@_quiet
+def mixture_score_full(x, log_weights, means, choleskys, out):
+    """Gradient of the log-density with full covariances: out (n, D)."""
+    terms, scores = np.empty((len(x), len(means))), np.empty((len(x), *means.shape))
+    for k, cholesky in enumerate(choleskys):
+        terms[:, k], z = _full_term(x, log_weights[k], means[k], cholesky)
+        scores[:, k] = -solve_triangular(cholesky, z, lower=True, trans="T", check_finite=False).T
+    out[...] = _mean_score(terms, scores)
 
 
 @_quiet
 def logsumexp_rows(a, out):
     """Logsumexp of each row: a (n, K), out (n,)."""
     out[...] = logsumexp(a, axis=1)
+
+
+@_quiet
+def trapezoid_cross_entropy(locs, scales, density, lower, upper, log_weights, means, stds, out):
+    """Integrate -log q over Gaussians (n,), by a rule of points and a density that holds the rule's weights.
+
+    The points (m,) are a uniform grid from `lower` to `upper` in each Gaussian's own coordinate (x - loc) / scale.
+    """
+    z = np.linspace(lower, upper, len(density))
+    log_q = np.empty_like(z)
+    for j in range(len(locs)):
+        mixture_logpdf(locs[j] + scales[j] * z, log_weights, means, stds, log_q)
+        out[j] = -np.sum(np.where(density == 0, 0, density * log_q))
 
 
 @_quiet

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._arrays import as_float_array
+from ._arrays import broadcastable
 from .estimate import Estimate
 
 if TYPE_CHECKING:
@@ -18,23 +18,6 @@ __all__ = ["kl_normal", "log_ratio_normal"]
 EPS = np.finfo(np.float64).eps
 # artanh(y) / y^3 - 1 / y^2 in powers of y^2, highest first: to 1e-18 for |y| < 0.2.
 ARTANH = 1 / np.arange(25.0, 1.0, -2.0)
-
-
-def _checked(**parameters):
-    arrays = []
-    for name, value in parameters.items():
-        array = as_float_array(value, name)
-        if name != "x" and not np.all(np.isfinite(array)):
-            raise ValueError(f"{name} must be finite, got {array.tolist()}")
-        if name.startswith("sigma") and np.any(array <= 0):
-            raise ValueError(f"{name} must be positive, got {array.tolist()}")
-        arrays.append(array)
-    try:
-        np.broadcast_shapes(*(array.shape for array in arrays))
-    except ValueError:
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"{', '.join(parameters)} must broadcast against each other, got shapes {shapes}") from None
-    return arrays
 
 
 def _log_excess(ratio, ratio_minus_one, log_ratio):
@@ -82,7 +65,7 @@ def kl_normal(mu_p: ArrayLike, sigma_p: ArrayLike, mu_q: ArrayLike, sigma_q: Arr
     >>> kl_normal([0, 1], 1, 0, 1)
     array([0. , 0.5])
     """
-    mu_p, sigma_p, mu_q, sigma_q = _checked(mu_p=mu_p, sigma_p=sigma_p, mu_q=mu_q, sigma_q=sigma_q)
+    mu_p, sigma_p, mu_q, sigma_q = broadcastable(mu_p=mu_p, sigma_p=sigma_p, mu_q=mu_q, sigma_q=sigma_q)
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         ratio = sigma_p / sigma_q
         # Where the ratio overflows, the difference of logarithms does not.
@@ -120,7 +103,7 @@ def log_ratio_normal(x: ArrayLike, mu_p: ArrayLike, sigma_p: ArrayLike, mu_q: Ar
     >>> log_ratio_normal([0.0, 1.0], 1, 1, 0, 2).round(6)
     array([0.193147, 0.818147])
     """
-    x, mu_p, sigma_p, mu_q, sigma_q = _checked(x=x, mu_p=mu_p, sigma_p=sigma_p, mu_q=mu_q, sigma_q=sigma_q)
+    x, mu_p, sigma_p, mu_q, sigma_q = broadcastable(x=x, mu_p=mu_p, sigma_p=sigma_p, mu_q=mu_q, sigma_q=sigma_q)
     with np.errstate(over="ignore", invalid="ignore"):
         r_p, r_q = (x - mu_p) / sigma_p, (x - mu_q) / sigma_q
         value = np.log(sigma_q) - np.log(sigma_p) + 0.5 * (r_q - r_p) * (r_q + r_p)

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._arrays import as_count, as_float_array, as_rng
+from ._arrays import FLOAT64, as_count, as_float_array, as_rng
 from ._backend import kernels, map_blocks
 
 if TYPE_CHECKING:
     from ._arrays import ArrayLike, Floats, NDArray, Seed
     from .estimate import Estimate
-
-FLOAT64 = np.dtype(np.float64)
 
 __all__ = ["Mixture", "MultivariateNormal", "Normal", "log_ratio", "optimal_classifier"]
 
@@ -70,6 +68,13 @@ def _checked_choleskys(covs, shape, name="covs"):
         raise ValueError(f"{name} must be positive definite, got {covs.tolist()}") from None
     choleskys.setflags(write=False)
     return covs, choleskys
+
+
+def _of_shape(out, shape, dtype):
+    """Return a result as the caller has its points: a number for a number."""
+    if out.dtype != dtype:
+        out = out.astype(dtype)
+    return out if out.shape == shape else out.reshape(shape)[()]
 
 
 class Mixture:
@@ -141,7 +146,8 @@ class Mixture:
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
         # Writable copies: Numba compiles anew for every mix of read-only arguments.
-        self._parameters = {FLOAT64: (log_weights, self.means.copy(), self._scales.copy())}
+        self._parameters = log_weights, self.means.copy(), self._scales.copy()
+        self._parameters32 = None
 
     def __repr__(self):
         spread = f"stds={_short(self.stds)}" if self.covs is None else f"covs={_short(self.covs)}"
@@ -149,9 +155,16 @@ class Mixture:
 
     def kernel_parameters(self, dtype):
         """Return (log weights, means, stds or Cholesky factors), contiguous and of `dtype`."""
-        if dtype not in self._parameters:
-            self._parameters[dtype] = tuple(a.astype(dtype) for a in self._parameters[FLOAT64])
-        return self._parameters[dtype]
+        if dtype == FLOAT64:
+            return self._parameters
+        if self._parameters32 is None:
+            self._parameters32 = tuple(a.astype(np.float32) for a in self._parameters)
+        return self._parameters32
+
+    @cached_property
+    def reach(self):
+        """Smallest mean, largest mean, and largest standard deviation on the line."""
+        return float(self.means.min()), float(self.means.max()), float(self.stds.max())
 
     @cached_property
     def _survives_float32(self):
@@ -167,6 +180,14 @@ class Mixture:
         log_weights, means, scales = self.kernel_parameters(x.dtype)
         means = means if origin is None else means - origin
         getattr(module, self._kernel)(x, log_weights, means, scales, out)
+
+    def _points(self, x):
+        """Return points as a contiguous array, (n,) or (n, D), of the dtype to compute in."""
+        if self.event_shape and x.shape[-1:] != self.event_shape:
+            raise ValueError(f"x must have shape (..., {self.event_shape[0]}), got {x.shape}")
+        dtype = FLOAT64 if x.dtype == FLOAT64 or not self._survives_float32 else x.dtype
+        points = np.ascontiguousarray(x, dtype=dtype)
+        return points if points.ndim == len(self.event_shape) + 1 else points.reshape(-1, *self.event_shape)
 
     def logpdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
         """Logarithm of the density.
@@ -198,25 +219,91 @@ class Mixture:
         """
         module = kernels(backend)
         if isinstance(x, float) and not self.event_shape:
-            out = np.empty(1)
-            self.logpdf_into(np.array((x,)), out, module)
-            return out[0]
+            # In place: each point is read before its density is written.
+            point = np.array((x,))
+            self.logpdf_into(point, point, module)
+            return point[0]
         x = as_float_array(x, "x")
-        n_dims = len(self.event_shape)
-        if n_dims and x.shape[-1:] != self.event_shape:
-            raise ValueError(f"x must have shape (..., {self.event_shape[0]}), got {x.shape}")
-        shape = x.shape[: x.ndim - n_dims]
-        size = math.prod(shape)
-        dtype = FLOAT64 if x.dtype == FLOAT64 or not self._survives_float32 else x.dtype
-        points = np.ascontiguousarray(x, dtype=dtype).reshape(size, *self.event_shape)
-        out = np.empty(size, dtype=points.dtype)
-        map_blocks(lambda start, stop: self.logpdf_into(points[start:stop], out[start:stop], module), size)
+        points = self._points(x)
+        out = np.empty(len(points), dtype=points.dtype)
+        map_blocks(lambda start, stop: self.logpdf_into(points[start:stop], out[start:stop], module), len(points))
         if self.covs is not None and np.isnan(out).any():
             # Infinite coordinates have met zeros of the Cholesky factor.
             out[np.isnan(out) & ~np.isnan(points).any(axis=1)] = -np.inf
-        return out.reshape(shape).astype(x.dtype, copy=False)[()]
+        return _of_shape(out, x.shape[: x.ndim - len(self.event_shape)], x.dtype)
 
     log_prob = logpdf
+
+    def score(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
+        r"""Gradient of the log-density in x.
+
+        .. math:: \nabla \log p(x) = \sum_k r_k(x)\, \Sigma_k^{-1} (\mu_k - x)
+
+        with the responsibilities :math:`r_k(x) = w_k N(x; \mu_k, \Sigma_k) / p(x)`.
+
+        Parameters
+        ----------
+        x : array_like, shape (...) or (..., D)
+            Points. NaN gives NaN; ±inf gives ∓inf.
+        backend : str, optional
+            The kernel set, as in `use_backend`.
+
+        Returns
+        -------
+        float or ndarray, of the shape of `x`
+            In nats per unit of x; float32 for float32 points, else float64.
+
+        Raises
+        ------
+        ValueError
+            If the last axis of `x` does not have the mixture's D.
+        TypeError
+            If `x` is not real.
+
+        Examples
+        --------
+        >>> from fastdiv import Mixture, Normal
+        >>> Normal(1, 2).score([1.0, 5.0])
+        array([ 0., -1.])
+        >>> Mixture([0.5, 0.5], [[0, 0], [4, 0]], [[1, 1], [1, 1]]).score([2.0, 3.0])
+        array([ 0., -3.])
+        """
+        kernel = getattr(kernels(backend), self._kernel.replace("logpdf", "score"))
+        x = as_float_array(x, "x")
+        points = self._points(x)
+        parameters = self.kernel_parameters(points.dtype)
+        out = np.empty_like(points)
+        map_blocks(lambda start, stop: kernel(points[start:stop], *parameters, out[start:stop]), len(points))
+        rows = (len(points), math.prod(self.event_shape))
+        lost = np.isnan(out).reshape(rows).any(axis=1) & ~np.isnan(points).reshape(rows).any(axis=1)
+        if lost.any():
+            out[lost] = self._far_score(points[lost])
+        return _of_shape(out, x.shape, x.dtype)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _far_score(self, points):
+        """Score where the densities of all components underflow: that of the nearest one as points recede."""
+        x = points.reshape(len(points), -1).astype(np.float64)
+        infinite = np.isinf(x)
+        signs = np.where(infinite, np.sign(x), 0)
+        directions = np.where(infinite.any(axis=1, keepdims=True), signs, x / np.abs(x).max(axis=1, keepdims=True))
+        nearest = np.full(len(x), np.inf)
+        score = np.full(x.shape, np.nan)
+        for k in np.flatnonzero(self.weights):
+            distance = np.sum(self._whiten(directions, k) ** 2, axis=1)
+            pull = self._whiten(self._whiten(signs, k), k, transpose=True)
+            rest = self._whiten(self._whiten(np.where(infinite, 0, self.means[k] - x), k), k, transpose=True)
+            nearer = (distance < nearest) | np.isnan(score).all(axis=1)
+            score[nearer] = np.where(pull == 0, rest, -np.inf * pull)[nearer]
+            nearest[nearer] = distance[nearer]
+        return score.reshape(points.shape)
+
+    def _whiten(self, x, k, transpose=False):
+        """Solve L y = x, or its transpose, with the Cholesky factor L of component k."""
+        if self.covs is None:
+            return x / self.stds[k]
+        factor = self._scales[k].T if transpose else self._scales[k]
+        return np.linalg.solve(factor, x.T).T
 
     def pdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
         """Density; parameters as in `logpdf`.
@@ -436,7 +523,8 @@ def check_distributions(**distributions):
     for name, value in distributions.items():
         if not isinstance(value, Mixture):
             raise TypeError(f"{name} must be a Normal, MultivariateNormal or Mixture, got {type(value).__name__}")
-    if len({value.event_shape for value in distributions.values()}) > 1:
+    shapes = [value.event_shape for value in distributions.values()]
+    if shapes.count(shapes[0]) < len(shapes):
         got = " and ".join(str(value.event_shape) for value in distributions.values())
         raise ValueError(f"{' and '.join(distributions)} must have the same dimensions, got event shapes {got}")
 

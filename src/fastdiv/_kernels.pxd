@@ -1,0 +1,90 @@
+# The kernels for `cimport fastdiv._kernels`, the build that runs on every CPU. For CPUs that have AVX2 or AVX-512,
+# `fastdiv._kernels_avx2` and `fastdiv._kernels_avx512` have the same.
+
+ctypedef fused floating:
+    float
+    double
+
+cpdef void log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, double[::1] out) except *
+cpdef void logistic_sgd_epoch(
+    const floating[:, ::1] X,
+    const floating[::1] y,
+    const floating[::1] sample_weight,
+    const Py_ssize_t[::1] permutation,
+    Py_ssize_t batch_size,
+    double learning_rate,
+    double momentum,
+    double alpha,
+    floating[::1] coef,
+    floating[::1] velocity,
+    double[::1] out,
+) except *
+cpdef void logsumexp_rows(const floating[:, ::1] a, floating[::1] out) except *
+cpdef void merge_moments(const double[::1] other, double[::1] out) except *
+cpdef void mixture_logpdf(
+    const floating[::1] x,
+    const floating[::1] log_weights,
+    const floating[::1] means,
+    const floating[::1] stds,
+    floating[::1] out,
+) except *
+cpdef void mixture_logpdf_diag(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, ::1] stds,
+    floating[::1] out,
+) except *
+cpdef void mixture_logpdf_full(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, :, ::1] choleskys,
+    floating[::1] out,
+) except *
+cpdef void mixture_score(
+    const floating[::1] x,
+    const floating[::1] log_weights,
+    const floating[::1] means,
+    const floating[::1] stds,
+    floating[::1] out,
+) except *
+cpdef void mixture_score_diag(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, ::1] stds,
+    floating[:, ::1] out,
+) except *
+cpdef void mixture_score_full(
+    const floating[:, ::1] x,
+    const floating[::1] log_weights,
+    const floating[:, ::1] means,
+    const floating[:, :, ::1] choleskys,
+    floating[:, ::1] out,
+) except *
+cpdef void trapezoid_cross_entropy(
+    const floating[::1] locs,
+    const floating[::1] scales,
+    const floating[::1] density,
+    double lower,
+    double upper,
+    const floating[::1] log_weights,
+    const floating[::1] means,
+    const floating[::1] stds,
+    double[::1] out,
+) except *
+cpdef void trapezoid_kl(
+    const floating[::1] log_weights_p,
+    const floating[::1] means_p,
+    const floating[::1] stds_p,
+    const floating[::1] log_weights_q,
+    const floating[::1] means_q,
+    const floating[::1] stds_q,
+    double lower,
+    double upper,
+    Py_ssize_t num,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+    double[::1] out,
+) except *
