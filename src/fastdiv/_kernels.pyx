@@ -54,6 +54,7 @@ cdef enum:
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
 cdef double HALF_LOG_2PI = 0.91893853320467274178
+cdef double SQRT_2 = 1.41421356237309504880
 cdef double SQRT_HALF = 0.70710678118654752440
 cdef double LOG2_E = 1.44269504088896340736
 cdef double SQRT_HALF_LOG2_E = 0.84932180028801904272
@@ -261,6 +262,17 @@ cdef void _normal_terms(
             terms[k * BLOCK + i] = log_coef - z * z
 
 
+cdef inline void _load_strip(const floating *x, Py_ssize_t n_left, floating *points) noexcept nogil:
+    """Copy the next STRIP of the n points that are left, the last one again to fill it."""
+    cdef Py_ssize_t i
+    if n_left >= STRIP:
+        for i in range(STRIP):
+            points[i] = x[i]
+    else:
+        for i in range(STRIP):
+            points[i] = x[min(i, n_left - 1)]
+
+
 cdef void _normal_slopes(
     const floating *x,
     Py_ssize_t n_points,
@@ -272,20 +284,24 @@ cdef void _normal_slopes(
     floating *out,
 ) noexcept nogil:
     """Sum the components' scores (mean - x) / std^2 by their responsibilities; nothing is 0 times infinity."""
-    cdef floating total[BLOCK]
+    cdef floating points[STRIP]
+    cdef floating half[STRIP]
     cdef floating mean, scale, share, slope
-    cdef Py_ssize_t k, i
-    for i in range(n_points):
-        total[i] = 0
-    for k in range(n_components):
-        mean = means[k * stride]
-        scale = scales[k * stride]
-        for i in range(n_points):
-            share = responsibilities[k * BLOCK + i]
-            slope = (mean - x[i]) * scale * scale * 2
-            total[i] += share * slope if share != 0 else 0
-    for i in range(n_points):
-        out[i] = total[i]
+    cdef Py_ssize_t strip, start, k, i
+    for strip in range(_n_blocks(n_points, STRIP)):
+        start = strip * STRIP
+        _load_strip(x + start, n_points - start, points)
+        for i in range(STRIP):
+            half[i] = 0
+        for k in range(n_components):
+            mean = means[k * stride]
+            scale = scales[k * stride]
+            for i in range(STRIP):
+                share = responsibilities[k * BLOCK + start + i]
+                slope = (mean - points[i]) * scale * scale
+                half[i] += share * slope if share != 0 else 0
+        for i in range(min(n_points - start, <Py_ssize_t> STRIP)):
+            out[start + i] = 2 * half[i]
 
 
 cdef double _line_table(
@@ -432,12 +448,7 @@ cdef inline void _line_block(
         offset = top + peak / LOG2_E
         for strip in range(_n_blocks(n_points, STRIP)):
             start = strip * STRIP
-            if n_points - start >= STRIP:
-                for i in range(STRIP):
-                    points[i] = x[start + i]
-            else:
-                for i in range(STRIP):
-                    points[i] = x[min(start + i, n_points - 1)]
+            _load_strip(x + start, n_points - start, points)
             _line_strip(points, means, table, n_components, relevant, n_relevant, peak, is_score, total, slope)
             result = &out[start] if n_points - start >= STRIP else points
             for i in range(STRIP):
@@ -542,18 +553,17 @@ cdef void _transpose_block(
 ) noexcept nogil:
     """Write points as columns (n_dims, BLOCK), the last one again up to the end of its strip."""
     cdef Py_ssize_t i, d
-    for i in range(n_points):
-        for d in range(n_dims):
+    for d in range(n_dims):
+        for i in range(n_points):
             columns[d * BLOCK + i] = x[i * n_dims + d]
-    for i in range(n_points, _n_blocks(n_points, STRIP) * STRIP):
-        for d in range(n_dims):
-            columns[d * BLOCK + i] = columns[d * BLOCK + n_points - 1]
+        for i in range(n_points, _n_blocks(n_points, STRIP) * STRIP):
+            columns[d * BLOCK + i] = x[(n_points - 1) * n_dims + d]
 
 
 cdef void _write_rows(const floating *columns, Py_ssize_t n_points, Py_ssize_t n_dims, floating *out) noexcept nogil:
     cdef Py_ssize_t i, d
-    for i in range(n_points):
-        for d in range(n_dims):
+    for d in range(n_dims):
+        for i in range(n_points):
             out[i * n_dims + d] = columns[d * BLOCK + i]
 
 
@@ -586,6 +596,28 @@ cdef void _diag_terms(
                 terms[k * BLOCK + strip * STRIP + i] = term[i]
 
 
+cdef inline void _two_rows(
+    const floating *first,
+    const floating *second,
+    Py_ssize_t stride,
+    const floating *solved,
+    Py_ssize_t n,
+    floating *z_first,
+    floating *z_second,
+) noexcept nogil:
+    """Take n solved coordinates of a strip (n, BLOCK), by the factors of two rows, from the strip's next two."""
+    cdef const floating *z
+    cdef floating factor, factor_2
+    cdef Py_ssize_t e, i
+    for e in range(n):
+        z = solved + e * BLOCK
+        factor = first[e * stride]
+        factor_2 = second[e * stride]
+        for i in range(STRIP):
+            z_first[i] -= factor * z[i]
+            z_second[i] -= factor_2 * z[i]
+
+
 cdef void _full_terms(
     const floating *columns,
     Py_ssize_t n_points,
@@ -599,40 +631,47 @@ cdef void _full_terms(
     floating *z,
     floating *terms,
 ) noexcept nogil:
-    """Terms by forward substitution in L z = (x - mean) / sqrt(2), a coordinate of a strip's points at a time.
+    """Terms by forward substitution in L z = (x - mean) / sqrt(2), two coordinates of a strip's points at a time.
 
     The inverses are those of the diagonals. The z of a component (n_dims, BLOCK) lie z_stride after the last one's.
     """
     cdef floating term[STRIP]
-    cdef floating z_d[STRIP]
-    cdef const floating *column
+    cdef floating z_a[STRIP]
+    cdef floating z_b[STRIP]
     cdef const floating *row
-    cdef const floating *z_e
+    cdef const floating *next_row
+    cdef const floating *column
+    cdef const floating *next_column
     cdef floating *z_k
-    cdef floating mean, factor
-    cdef Py_ssize_t k, strip, d, e, i
+    cdef floating mean, next_mean, factor, inverse, next_inverse, first, second
+    cdef Py_ssize_t k, strip, d, b, i
     for k in range(n_components):
         for strip in range(_n_blocks(n_points, STRIP)):
             z_k = z + k * z_stride + strip * STRIP
             for i in range(STRIP):
                 term[i] = log_coefs[k]
-            for d in range(n_dims):
-                column = columns + d * BLOCK + strip * STRIP
+            for d in range(0, n_dims, 2):
+                # Beside the last one of an odd number is a copy that counts nothing.
+                b = min(d + 1, n_dims - 1)
                 row = choleskys + (k * n_dims + d) * n_dims
+                next_row = choleskys + (k * n_dims + b) * n_dims
+                column = columns + d * BLOCK + strip * STRIP
+                next_column = columns + b * BLOCK + strip * STRIP
                 mean = means[k * n_dims + d]
+                next_mean = means[k * n_dims + b]
                 for i in range(STRIP):
-                    z_d[i] = (column[i] - mean) * <floating> SQRT_HALF
-                for e in range(d):
-                    z_e = z_k + e * BLOCK
-                    factor = row[e]
-                    for i in range(STRIP):
-                        z_d[i] -= factor * z_e[i]
-                factor = inverses[k * n_dims + d]
+                    z_a[i] = (column[i] - mean) * <floating> SQRT_HALF
+                    z_b[i] = (next_column[i] - next_mean) * <floating> SQRT_HALF
+                _two_rows(row, next_row, 1, z_k, d, z_a, z_b)
+                factor = next_row[d]
+                inverse = inverses[k * n_dims + d]
+                next_inverse = inverses[k * n_dims + b] if b > d else 0
                 for i in range(STRIP):
-                    z_d[i] *= factor
-                    term[i] -= z_d[i] * z_d[i]
-                for i in range(STRIP):
-                    z_k[d * BLOCK + i] = z_d[i]
+                    first = z_a[i] * inverse
+                    second = (z_b[i] - factor * first) * next_inverse
+                    z_k[b * BLOCK + i] = second
+                    z_k[d * BLOCK + i] = first
+                    term[i] -= first * first + second * second
             for i in range(STRIP):
                 terms[k * BLOCK + strip * STRIP + i] = term[i]
 
@@ -648,35 +687,49 @@ cdef void _full_slopes(
     floating *slopes,
 ) noexcept nogil:
     """Sum -L^-T z of all components by their responsibilities, by backward substitution in place of z."""
-    cdef floating z_d[STRIP]
-    cdef const floating *share
-    cdef const floating *z_e
+    cdef floating z_a[STRIP]
+    cdef floating z_b[STRIP]
+    cdef floating share[STRIP]
+    cdef const floating *cholesky
     cdef floating *z_k
     cdef floating *slope
-    cdef floating factor
-    cdef Py_ssize_t k, strip, d, e, i
+    cdef floating factor, inverse, next_inverse, first, second
+    cdef Py_ssize_t k, strip, d, b, i
     for i in range(n_dims * BLOCK):
         slopes[i] = 0
     for k in range(n_components):
+        cholesky = choleskys + k * n_dims * n_dims
         for strip in range(_n_blocks(n_points, STRIP)):
-            share = responsibilities + k * BLOCK + strip * STRIP
+            slope = slopes + strip * STRIP
             z_k = z + k * n_dims * BLOCK + strip * STRIP
-            for d in range(n_dims - 1, -1, -1):
-                slope = slopes + d * BLOCK + strip * STRIP
+            for i in range(STRIP):
+                share[i] = responsibilities[k * BLOCK + strip * STRIP + i] * <floating> SQRT_2
+            for d in range(n_dims - 1, -1, -2):
+                # Beside the first one of an odd number is a copy that counts nothing.
+                b = max(d - 1, 0)
                 for i in range(STRIP):
-                    z_d[i] = z_k[d * BLOCK + i]
-                for e in range(d + 1, n_dims):
-                    z_e = z_k + e * BLOCK
-                    factor = choleskys[(k * n_dims + e) * n_dims + d]
-                    for i in range(STRIP):
-                        z_d[i] -= factor * z_e[i]
-                factor = inverses[k * n_dims + d]
+                    z_a[i] = z_k[d * BLOCK + i]
+                    z_b[i] = z_k[b * BLOCK + i]
+                _two_rows(
+                    cholesky + (d + 1) * n_dims + d,
+                    cholesky + (d + 1) * n_dims + b,
+                    n_dims,
+                    z_k + (d + 1) * BLOCK,
+                    n_dims - d - 1,
+                    z_a,
+                    z_b,
+                )
+                factor = cholesky[d * n_dims + b]
+                inverse = inverses[k * n_dims + d]
+                next_inverse = inverses[k * n_dims + b] if b < d else 0
                 for i in range(STRIP):
-                    z_d[i] *= factor
+                    first = z_a[i] * inverse
+                    second = (z_b[i] - factor * first) * next_inverse
+                    z_k[b * BLOCK + i] = second
+                    z_k[d * BLOCK + i] = first
+            for d in range(n_dims):
                 for i in range(STRIP):
-                    z_k[d * BLOCK + i] = z_d[i]
-                for i in range(STRIP):
-                    slope[i] -= share[i] * z_d[i] / <floating> SQRT_HALF if share[i] != 0 else 0
+                    slope[d * BLOCK + i] -= share[i] * z_k[d * BLOCK + i] if share[i] != 0 else 0
 
 
 cdef int _line(

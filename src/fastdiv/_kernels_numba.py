@@ -363,54 +363,29 @@ def mixture_score(x, log_weights, means, stds, out):
     _line(x, log_weights, means, stds, True, out)
 
 
-@_kernel
-def _transpose_block(points, columns):
-    """Write points as columns (n_dims, BLOCK), the last one again up to the end of its strip."""
-    n_points, n_dims = points.shape
-    for i in range(-(-n_points // STRIP) * STRIP):
-        for d in range(n_dims):
-            columns[d, i] = points[min(i, n_points - 1), d]
-
-
-@_kernel
-def _diag_terms(columns, n_points, log_coefs, means, scales, terms):
-    n_components, n_dims = means.shape
-    term = np.empty(STRIP, columns.dtype)
-    for k in range(n_components):
-        for start in range(0, n_points, STRIP):
-            for i in range(STRIP):
-                term[i] = log_coefs[k]
-            for d in range(n_dims):
-                mean, scale = means[k, d], scales[k, d]
-                for i in range(STRIP):
-                    z = (columns[d, start + i] - mean) * scale
-                    term[i] -= z * z
-            for i in range(STRIP):
-                terms[k, start + i] = term[i]
-
-
 # Whether the density or the score is wanted, the dimensions of `out` tell, when the function is compiled.
 @_kernel
 def _diag(x, log_weights, means, stds, out):
     n_components, n_dims = means.shape
     log_coefs = _log_coefficients(log_weights, stds)
-    scales = np.empty_like(stds)
-    for k in range(n_components):
-        for d in range(n_dims):
-            scales[k, d] = SQRT_HALF / stds[k, d]
-    terms = np.empty((n_components, BLOCK), x.dtype)
-    columns = np.empty((n_dims, BLOCK), x.dtype)
+    terms = np.empty((n_components, BLOCK), dtype=x.dtype)
     for start in range(0, len(x), BLOCK):
-        n_points = min(len(x) - start, BLOCK)
-        _transpose_block(x[start : start + BLOCK], columns)
-        _diag_terms(columns, n_points, log_coefs, means, scales, terms)
-        if out.ndim == 2:
-            _responsibilities(terms, n_points)
+        points = x[start : start + BLOCK]
+        for k in range(n_components):
+            terms[k] = log_coefs[k]
             for d in range(n_dims):
-                column = columns[d, :n_points]
-                _normal_slopes(column, terms, means[:, d], scales[:, d], out[start : start + BLOCK, d])
+                mean = means[k, d]
+                scale = x.dtype.type(SQRT_HALF / stds[k, d])
+                for i in range(len(points)):
+                    z = (points[i, d] - mean) * scale
+                    terms[k, i] -= z * z
+        if out.ndim == 1:
+            _logsumexp_columns(terms, len(points), out[start:])
         else:
-            _logsumexp_columns(terms, n_points, out[start:])
+            _responsibilities(terms, len(points))
+            for d in range(n_dims):
+                scales = (SQRT_HALF / stds[:, d]).astype(x.dtype)
+                _normal_slopes(points[:, d], terms, means[:, d], scales, out[start : start + BLOCK, d])
 
 
 @_kernel
@@ -424,86 +399,62 @@ def mixture_score_diag(x, log_weights, means, stds, out):
 
 
 @_kernel
-def _full_terms(columns, n_points, log_coefs, means, choleskys, inverses, z, terms):
-    """Terms by forward substitution in L z = (x - mean) / sqrt(2), a coordinate of a strip's points at a time.
-
-    The inverses are those of the diagonals; z is one component's, which the next one's replaces, or has room for all.
-    """
-    n_components, n_dims = means.shape
-    root = columns.dtype.type(SQRT_HALF)
-    term, z_d = np.empty(STRIP, columns.dtype), np.empty(STRIP, columns.dtype)
-    for k in range(n_components):
-        z_k = z[min(k, len(z) - 1)]
-        for start in range(0, n_points, STRIP):
-            for i in range(STRIP):
-                term[i] = log_coefs[k]
-            for d in range(n_dims):
-                mean = means[k, d]
-                for i in range(STRIP):
-                    z_d[i] = (columns[d, start + i] - mean) * root
-                for e in range(d):
-                    factor = choleskys[k, d, e]
-                    for i in range(STRIP):
-                        z_d[i] -= factor * z_k[e, start + i]
-                factor = inverses[k, d]
-                for i in range(STRIP):
-                    z_d[i] *= factor
-                    term[i] -= z_d[i] * z_d[i]
-                for i in range(STRIP):
-                    z_k[d, start + i] = z_d[i]
-            for i in range(STRIP):
-                terms[k, start + i] = term[i]
-
-
-@_kernel
-def _full_slopes(n_points, responsibilities, choleskys, inverses, z, slopes):
-    """Sum -L^-T z of all components by their responsibilities, by backward substitution in place of z."""
-    n_components, n_dims = inverses.shape
-    number = z.dtype.type
-    z_d = np.empty(STRIP, z.dtype)
-    slopes[:] = 0
-    for k in range(n_components):
-        for start in range(0, n_points, STRIP):
-            for d in range(n_dims - 1, -1, -1):
-                for i in range(STRIP):
-                    z_d[i] = z[k, d, start + i]
-                for e in range(d + 1, n_dims):
-                    factor = choleskys[k, e, d]
-                    for i in range(STRIP):
-                        z_d[i] -= factor * z[k, e, start + i]
-                factor = inverses[k, d]
-                for i in range(STRIP):
-                    z_d[i] *= factor
-                    z[k, d, start + i] = z_d[i]
-                for i in range(STRIP):
-                    share = responsibilities[k, start + i]
-                    slopes[d, start + i] -= share * z_d[i] / number(SQRT_HALF) if share != 0 else number(0)
-
-
-@_kernel
 def _full(x, log_weights, means, choleskys, out):
     n_components, n_dims = means.shape
     diagonals = np.empty_like(means)
     for d in range(n_dims):
         diagonals[:, d] = choleskys[:, d, d]
     log_coefs = _log_coefficients(log_weights, diagonals)
-    inverses = 1 / diagonals
-    terms = np.empty((n_components, BLOCK), x.dtype)
-    columns = np.empty((n_dims, BLOCK), x.dtype)
-    slopes = np.empty((n_dims, BLOCK), x.dtype)
-    z = np.empty((n_components if out.ndim == 2 else 1, n_dims, BLOCK), x.dtype)
+    terms = np.empty((n_components, BLOCK), dtype=x.dtype)
+    z = np.empty((n_dims, BLOCK), dtype=x.dtype)
+    slopes = np.empty((n_dims, BLOCK), dtype=x.dtype)
+    root = x.dtype.type(SQRT_HALF)
     for start in range(0, len(x), BLOCK):
-        n_points = min(len(x) - start, BLOCK)
-        _transpose_block(x[start : start + BLOCK], columns)
-        _full_terms(columns, n_points, log_coefs, means, choleskys, inverses, z, terms)
-        if out.ndim == 2:
-            _responsibilities(terms, n_points)
-            _full_slopes(n_points, terms, choleskys, inverses, z, slopes)
-            for i in range(n_points):
-                for d in range(n_dims):
-                    out[start + i, d] = slopes[d, i]
-        else:
-            _logsumexp_columns(terms, n_points, out[start:])
+        points = x[start : start + BLOCK]
+        for k in range(n_components):
+            terms[k] = log_coefs[k]
+            # Solve L z = (x - mean) / sqrt(2) by forward substitution, a dimension of all points at a time.
+            for d in range(n_dims):
+                for i in range(len(points)):
+                    z[d, i] = (points[i, d] - means[k, d]) * root
+                for e in range(d):
+                    factor = choleskys[k, d, e]
+                    for i in range(len(points)):
+                        z[d, i] -= factor * z[e, i]
+                factor = x.dtype.type(1 / choleskys[k, d, d])
+                for i in range(len(points)):
+                    z[d, i] *= factor
+                    terms[k, i] -= z[d, i] * z[d, i]
+        if out.ndim == 1:
+            _logsumexp_columns(terms, len(points), out[start:])
+            continue
+        _responsibilities(terms, len(points))
+        slopes[:] = 0
+        for k in range(n_components):
+            # Solve L z = x - mean again, and then its transpose by backward substitution in place.
+            for d in range(n_dims):
+                for i in range(len(points)):
+                    z[d, i] = points[i, d] - means[k, d]
+                for e in range(d):
+                    factor = choleskys[k, d, e]
+                    for i in range(len(points)):
+                        z[d, i] -= factor * z[e, i]
+                factor = x.dtype.type(1 / choleskys[k, d, d])
+                for i in range(len(points)):
+                    z[d, i] *= factor
+            for d in range(n_dims - 1, -1, -1):
+                for e in range(d + 1, n_dims):
+                    factor = choleskys[k, e, d]
+                    for i in range(len(points)):
+                        z[d, i] -= factor * z[e, i]
+                factor = x.dtype.type(1 / choleskys[k, d, d])
+                for i in range(len(points)):
+                    z[d, i] *= factor
+                    share = terms[k, i]
+                    slopes[d, i] -= share * z[d, i] if share != 0 else x.dtype.type(0)
+        for i in range(len(points)):
+            for d in range(n_dims):
+                out[start + i, d] = slopes[d, i]
 
 
 @_kernel

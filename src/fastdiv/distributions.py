@@ -227,7 +227,7 @@ class Mixture:
         points = self._points(x)
         out = np.empty(len(points), dtype=points.dtype)
         map_blocks(lambda start, stop: self.logpdf_into(points[start:stop], out[start:stop], module), len(points))
-        if self.covs is not None and np.isnan(out).any():
+        if self.covs is not None and np.isnan(np.min(out, initial=0)):
             # Infinite coordinates have met zeros of the Cholesky factor.
             out[np.isnan(out) & ~np.isnan(points).any(axis=1)] = -np.inf
         return _of_shape(out, x.shape[: x.ndim - len(self.event_shape)], x.dtype)
@@ -274,9 +274,9 @@ class Mixture:
         parameters = self.kernel_parameters(points.dtype)
         out = np.empty_like(points)
         map_blocks(lambda start, stop: kernel(points[start:stop], *parameters, out[start:stop]), len(points))
-        rows = (len(points), math.prod(self.event_shape))
-        lost = np.isnan(out).reshape(rows).any(axis=1) & ~np.isnan(points).reshape(rows).any(axis=1)
-        if lost.any():
+        if np.isnan(np.min(out, initial=0)):
+            rows = (len(points), math.prod(self.event_shape))
+            lost = np.isnan(out).reshape(rows).any(axis=1) & ~np.isnan(points).reshape(rows).any(axis=1)
             out[lost] = self._far_score(points[lost])
         return _of_shape(out, x.shape, x.dtype)
 
