@@ -26,7 +26,8 @@ DTYPES = ("float32", "float64")  # in the order of Cython's specialisations
 N_POINTS, N_COMPONENTS = 10_000, 8
 # A line of callgrind_annotate: count, share, file, specialisation, name. A kernel that has no specialisation takes no
 # points, and what a call costs would hide what it does.
-LINE = re.compile(r"\s*([\d,]+) .*:__pyx_fuse_(\d)__pyx_pw_7fastdiv_\d+_kernels_avx2_\d+(\w+)")
+MODULE = r"_7fastdiv_\d+_kernels_avx2_"
+LINE = re.compile(rf"\s*([\d,]+) .*:__pyx_pw{MODULE}\d+__pyx_fuse_(\d)__pyx_f{MODULE}(\w+)")
 
 
 def _call_every_kernel():
@@ -53,6 +54,8 @@ def _count():
     counts = Counter()
     for count, specialisation, name in LINE.findall(report):
         counts[f"{name} {DTYPES[int(specialisation)]}"] += int(count.replace(",", ""))
+    if not counts:
+        raise LookupError("callgrind names no kernel as Cython is known to name them")
     return dict(sorted(counts.items()))
 
 

@@ -79,6 +79,14 @@ class Library(NamedTuple):
     xp: Any = np
 
 
+def _by_products(p, xp, logsumexp):
+    """Whiten points by matrix products with the inverses of the Cholesky factors."""
+    whiten = np.linalg.inv(p.scales)
+    constants = np.log(p.weights) + np.linalg.slogdet(whiten)[1] - 0.5 * p.means.shape[1] * math.log(2 * math.pi)
+    parts = list(zip(constants, whiten, (whiten @ p.means[..., None])[..., 0], strict=True))
+    return lambda x: logsumexp(xp.stack([c - 0.5 * ((x @ a.T - b) ** 2).sum(1) for c, a, b in parts]), axis=0)
+
+
 def _scipy():
     from scipy.special import logsumexp
     from scipy.stats import multivariate_normal, norm
@@ -171,10 +179,7 @@ def _jax():
             return lambda x: logsumexp(log_w + norm.logpdf(x[:, None], p.means, p.scales), axis=1)
         if p.scales.ndim == 2:
             return lambda x: logsumexp(log_w + norm.logpdf(x[:, None], p.means, p.scales).sum(2), axis=1)
-        whiten = np.linalg.inv(p.scales)
-        constants = log_w + np.linalg.slogdet(whiten)[1] - 0.5 * p.means.shape[1] * math.log(2 * math.pi)
-        parts = list(zip(constants, whiten, (whiten @ p.means[..., None])[..., 0], strict=True))
-        return lambda x: logsumexp(jnp.stack([c - 0.5 * ((x @ a.T - b) ** 2).sum(1) for c, a, b in parts]), axis=0)
+        return _by_products(p, jnp, logsumexp)
 
     def draws(p, n):
         weights, means, stds = map(jnp.asarray, p)
@@ -327,13 +332,13 @@ def _peers(fastdiv, other, names=LIBRARIES):
     return ours | {name: partial(other, LIBRARIES[name]) for name in names}
 
 
-def _log_density(n_components, kind, quick):
-    n, d, line = 1000 if quick else 100_000, 10, kind == "1-D"
+def _log_density(n_components, kind, quick, d=10, n=100_000, names=LIBRARIES):
+    n, line = 1000 if quick else n, kind == "1-D"
     rng = np.random.default_rng(0)
     shape = (n_components,) if line else (n_components, d)
     means, scales = rng.normal(scale=3, size=shape), rng.uniform(0.5, 2, size=shape)
     if kind == "full":
-        scales = np.tril(rng.normal(scale=0.3, size=(*shape, d)), -1) + scales[..., None] * np.eye(d)
+        scales = np.tril(rng.normal(scale=min(0.3, 3 / d), size=(*shape, d)), -1) + scales[..., None] * np.eye(d)
     p = Gaussians(rng.dirichlet(np.full(n_components, 5.0)), means, scales)
     x = rng.normal(scale=3, size=(n, *shape[1:]))
 
@@ -348,12 +353,19 @@ def _log_density(n_components, kind, quick):
         logpdf, points = library.compiled(library.logpdf(p)), library.array(x)
         return lambda: logpdf(points)
 
+    def by_products():
+        from scipy.special import logsumexp
+
+        logpdf = _by_products(p, np, logsumexp)
+        return lambda: logpdf(x)
+
     return Row(
         f"log-density at {n:,} points, {kind if line else f'{d}-D, {kind} covariance'}, K = {n_components}",
         _scipy().logpdf(p)(x),
         1e-10,
         "rounding, with room for squares that cancel; the truth is SciPy's",
-        _peers(fastdiv, other, [name for name in LIBRARIES if line or name not in ON_THE_LINE]),
+        _peers(fastdiv, other, [name for name in names if line or name not in ON_THE_LINE])
+        | ({"NumPy (matrix products)": by_products} if kind == "full" else {}),
     )
 
 
@@ -642,8 +654,11 @@ ROWS = {
     "log-density-2": partial(_log_density, 2, "1-D"),
     "log-density-8": partial(_log_density, 8, "1-D"),
     "log-density-64": partial(_log_density, 64, "1-D"),
+    "log-density-large": partial(_log_density, 8, "1-D", n=10_000_000, names=["SciPy", "JAX"]),
     "log-density-diagonal": partial(_log_density, 8, "diagonal"),
+    "log-density-full-2": partial(_log_density, 8, "full", d=2),
     "log-density-full": partial(_log_density, 8, "full"),
+    "log-density-full-50": partial(_log_density, 8, "full", d=50, names=["SciPy", "scikit-learn", "PyTorch", "JAX"]),
     "score": _score,
     "brute-force": _brute_force,
     "trapezoid-1000": partial(_trapezoid, 1000),

@@ -43,13 +43,15 @@ __all__ = [
 
 cdef enum:
     BLOCK = 64  # points: 64 components of doubles fill a 32 KiB L1
+    GRID = 128  # points of a grid: from the middle a recurrence keeps its digits as far as the ends
+    MIDDLE = 64
     GROUP = 8  # terms that are summed in their own precision, before the sum goes on in double
     STRIP = 32  # points whose sums stay in vector registers
     LANES = 8  # partial sums
     LINE = 8  # doubles in a cache line
     LINE_BYTES = 64
     FEW = 4  # components, of which none is worth dropping
-    GENTLE = 40  # change of an exponent that a recurrence may follow
+    GENTLE = 100  # change of an exponent that a recurrence may follow
     AHEAD = 16  # rows between a prefetch and the use
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
@@ -472,6 +474,26 @@ cdef inline void _line_block(
             _logsumexp_columns(terms, n_components, n_points, out)
 
 
+cdef void _shifted_grid(
+    double lower,
+    double step,
+    Py_ssize_t first,
+    const double *table,
+    Py_ssize_t n_components,
+    double *terms,
+    double *out,
+) noexcept nogil:
+    """Log-density at GRID points of a uniform grid, each point's terms shifted by their own maximum."""
+    cdef double x[BLOCK]
+    cdef Py_ssize_t block, start, i
+    for block in range(GRID // BLOCK):
+        start = block * BLOCK
+        for i in range(BLOCK):
+            x[i] = lower + (first + start + i) * step
+        _normal_terms(x, BLOCK, table, table + 4 * n_components, table + n_components, n_components, terms)
+        _logsumexp_columns(terms, n_components, BLOCK, out + start)
+
+
 cdef double _grid_table(
     const floating *log_weights,
     const floating *means,
@@ -509,20 +531,20 @@ cdef Py_ssize_t _grid_sums(
 ) noexcept nogil:
     """Sum a block's densities on a uniform grid, relative to the top and the peak; return how many are lost.
 
-    LANES points on, a Gaussian is multiplied by a ratio, and the ratio by a constant. Both start anew in each block,
-    before rounding adds up, and where the Gaussian changes too much within a block every point has an exp.
+    LANES points on, a Gaussian is multiplied by a ratio, and the ratio by a constant. Both start anew in the middle of
+    each block, before rounding adds up, and where the Gaussian changes too much within a block every point has an exp.
     """
     cdef const double *log2_coefs = table + 2 * n_components
     cdef const double *scales = table + 3 * n_components
     cdef const double *means = table + 4 * n_components
     cdef const double *decays = table + 5 * n_components
     cdef double stride = LANES * step
-    cdef double low, high, mean, scale, log2_coef, decay, z, term, ratio
+    cdef double low, high, mean, scale, log2_coef, decay, z, term, ratio, back_term, back_ratio
     cdef Py_ssize_t n_relevant, n_lost = 0, i, j, k, lane
-    for i in range(BLOCK):
+    for i in range(GRID):
         total[i] = 0
     low = lower + first * step
-    high = lower + (first + BLOCK - 1) * step
+    high = lower + (first + GRID - 1) * step
     n_relevant = _relevant(low, high, means, table, n_components, bounds, relevant, peak)
     for j in range(n_relevant):
         k = relevant[j]
@@ -532,18 +554,23 @@ cdef Py_ssize_t _grid_sums(
         log2_coef = log2_coefs[k] - peak[0]
         if bounds[k] - bounds[n_components + k] < GENTLE:
             for lane in range(LANES):
-                z = ((lower + (first + lane) * step) - mean) * scale
+                z = ((lower + (first + MIDDLE + lane) * step) - mean) * scale
                 term = _exp2_term(log2_coef - z * z)
                 ratio = _exp2_term(-(2 * z + stride * scale) * stride * scale)
-                for i in range(BLOCK // LANES):
-                    total[i * LANES + lane] += term
+                back_ratio = decay / ratio
+                back_term = term * back_ratio
+                for i in range(MIDDLE // LANES):
+                    total[MIDDLE + i * LANES + lane] += term
                     term *= ratio
                     ratio *= decay
+                    total[MIDDLE - (i + 1) * LANES + lane] += back_term
+                    back_ratio *= decay
+                    back_term *= back_ratio
         else:
-            for i in range(BLOCK):
+            for i in range(GRID):
                 z = ((lower + (first + i) * step) - mean) * scale
                 total[i] += _exp2_term(log2_coef - z * z)
-    for i in range(BLOCK):
+    for i in range(GRID):
         n_lost += not total[i] >= 1e-280
     return n_lost
 
@@ -983,10 +1010,9 @@ cpdef void trapezoid_kl(
     cdef Py_ssize_t block, first, n_points, n_lost, i
     cdef double step = (upper - lower) / (num - 1)
     cdef double top_p, top_q, peak_p, peak_q, offset_p, offset_q, density, log_ratio
-    cdef double sum_p[BLOCK]
-    cdef double sum_q[BLOCK]
-    cdef double integrand[BLOCK]
-    cdef double x[BLOCK]
+    cdef double sum_p[GRID]
+    cdef double sum_q[GRID]
+    cdef double integrand[GRID]
     cdef double total = 0, compensation = 0
     cdef void *scratch = malloc(
         (n_terms * BLOCK + 8 * (n_p + n_q)) * sizeof(double) + n_terms * sizeof(Py_ssize_t) + LINE_BYTES
@@ -1000,26 +1026,22 @@ cpdef void trapezoid_kl(
     with nogil:
         top_p = _grid_table(&log_weights_p[0], &means_p[0], &stds_p[0], n_p, step, p)
         top_q = _grid_table(&log_weights_q[0], &means_q[0], &stds_q[0], n_q, step, q)
-        for block in range(_n_blocks(stop - start, BLOCK)):
-            first = start + block * BLOCK
-            n_points = min(stop - first, <Py_ssize_t> BLOCK)
+        for block in range(_n_blocks(stop - start, GRID)):
+            first = start + block * GRID
+            n_points = min(stop - first, <Py_ssize_t> GRID)
             n_lost = _grid_sums(lower, step, first, p, n_p, terms, relevant, sum_p, &peak_p)
             n_lost += _grid_sums(lower, step, first, q, n_q, terms, relevant, sum_q, &peak_q)
             if not n_lost:
                 offset_p = top_p + peak_p / LOG2_E
                 offset_q = top_q + peak_q / LOG2_E
                 density = fastdiv_exp(offset_p)
-                for i in range(BLOCK):
+                for i in range(GRID):
                     log_ratio = fastdiv_log_normal(sum_p[i] / sum_q[i]) + (offset_p - offset_q)
                     integrand[i] = density * sum_p[i] * log_ratio
             else:
-                for i in range(BLOCK):
-                    x[i] = lower + (first + i) * step
-                _normal_terms(x, BLOCK, p, p + 4 * n_p, p + n_p, n_p, terms)
-                _logsumexp_columns(terms, n_p, BLOCK, sum_p)
-                _normal_terms(x, BLOCK, q, q + 4 * n_q, q + n_q, n_q, terms)
-                _logsumexp_columns(terms, n_q, BLOCK, sum_q)
-                for i in range(BLOCK):
+                _shifted_grid(lower, step, first, p, n_p, terms, sum_p)
+                _shifted_grid(lower, step, first, q, n_q, terms, sum_q)
+                for i in range(GRID):
                     density = fastdiv_exp(sum_p[i])
                     log_ratio = sum_p[i] - sum_q[i]
                     integrand[i] = density * log_ratio if density != 0 else 0
@@ -1048,8 +1070,7 @@ cpdef void trapezoid_cross_entropy(
     cdef Py_ssize_t j, k, block, first, n_points, i
     cdef double step = (upper - lower) / (num - 1)
     cdef double top, peak, offset, z
-    cdef double log_q[BLOCK]
-    cdef double x[BLOCK]
+    cdef double log_q[GRID]
     cdef double total, compensation
     cdef void *scratch = malloc(
         n_components * ((BLOCK + 14) * sizeof(double) + sizeof(Py_ssize_t)) + LINE_BYTES
@@ -1073,19 +1094,14 @@ cpdef void trapezoid_cross_entropy(
                 z = LANES * step * local[3 * n_components + k]
                 local[5 * n_components + k] = fastdiv_exp2_term(-2 * z * z)
             total = compensation = 0
-            for block in range(_n_blocks(num, BLOCK)):
-                first = block * BLOCK
-                n_points = min(num - first, <Py_ssize_t> BLOCK)
+            for block in range(_n_blocks(num, GRID)):
+                first = block * GRID
+                n_points = min(num - first, <Py_ssize_t> GRID)
                 if _grid_sums(lower, step, first, local, n_components, terms, relevant, log_q, &peak):
-                    for i in range(BLOCK):
-                        x[i] = lower + (first + i) * step
-                    _normal_terms(
-                        x, BLOCK, local, local + 4 * n_components, local + n_components, n_components, terms
-                    )
-                    _logsumexp_columns(terms, n_components, BLOCK, log_q)
+                    _shifted_grid(lower, step, first, local, n_components, terms, log_q)
                 else:
                     offset = top + peak / LOG2_E
-                    for i in range(BLOCK):
+                    for i in range(GRID):
                         log_q[i] = offset + fastdiv_log_normal(log_q[i])
                 for i in range(n_points):
                     log_q[i] = density[first + i] * log_q[i] if density[first + i] != 0 else 0

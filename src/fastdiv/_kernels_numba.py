@@ -27,8 +27,9 @@ __all__ = [
 ]
 
 BLOCK = 256
-GRID_BLOCK = 64
-GENTLE = 40
+GRID = 128
+MIDDLE = 64
+GENTLE = 100
 GROUP = 8
 STRIP = 32
 FEW = 4
@@ -492,12 +493,12 @@ def logsumexp_rows(a, out):
 def _grid_sums(lower, step, first, means, table, total):
     """Sum a block's densities on a uniform grid; return their offset in base 2 and how many are lost.
 
-    LANES points on, a Gaussian is multiplied by a ratio, and the ratio by a constant. Both start anew in each block,
-    before rounding adds up, and where the Gaussian changes too much within a block every point has an exp.
+    LANES points on, a Gaussian is multiplied by a ratio, and the ratio by a constant. Both start anew in the middle of
+    each block, before rounding adds up, and where the Gaussian changes too much within a block every point has an exp.
     """
-    sums = np.zeros(GRID_BLOCK)
+    sums = np.zeros(GRID)
     bounds, relevant = np.empty((2, len(means))), np.empty(len(means), np.intp)
-    low, high = lower + first * step, lower + (first + GRID_BLOCK - 1) * step
+    low, high = lower + first * step, lower + (first + GRID - 1) * step
     n_relevant, peak = _relevant(low, high, means, table, bounds, relevant)
     stride = LANES * step
     for j in range(n_relevant):
@@ -507,19 +508,24 @@ def _grid_sums(lower, step, first, means, table, total):
         if bounds[0, k] - bounds[1, k] < GENTLE:
             decay = _exp2_term(-2 * (stride * scale) * (stride * scale))
             for lane in range(LANES):
-                z = ((lower + (first + lane) * step) - mean) * scale
+                z = ((lower + (first + MIDDLE + lane) * step) - mean) * scale
                 term = _exp2_term(log2_coef - z * z)
                 ratio = _exp2_term(-(2 * z + stride * scale) * stride * scale)
-                for i in range(GRID_BLOCK // LANES):
-                    sums[i * LANES + lane] += term
+                back_ratio = decay / ratio
+                back_term = term * back_ratio
+                for i in range(MIDDLE // LANES):
+                    sums[MIDDLE + i * LANES + lane] += term
                     term *= ratio
                     ratio *= decay
+                    sums[MIDDLE - (i + 1) * LANES + lane] += back_term
+                    back_ratio *= decay
+                    back_term *= back_ratio
         else:
-            for i in range(GRID_BLOCK):
+            for i in range(GRID):
                 z = ((lower + (first + i) * step) - mean) * scale
                 sums[i] += _exp2_term(log2_coef - z * z)
     n_lost = 0
-    for i in range(GRID_BLOCK):
+    for i in range(GRID):
         n_lost += not sums[i] >= 1e-280
         total[i] = sums[i]
     return peak, n_lost
@@ -531,27 +537,27 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
     exact_p, exact_q = means_p.astype(np.float64), means_q.astype(np.float64)
     table_p, top_p = _line_table(log_weights_p.astype(np.float64), stds_p.astype(np.float64))
     table_q, top_q = _line_table(log_weights_q.astype(np.float64), stds_q.astype(np.float64))
-    sum_p, sum_q, x = np.empty(GRID_BLOCK), np.empty(GRID_BLOCK), np.empty(GRID_BLOCK)
+    sum_p, sum_q, x = np.empty(GRID), np.empty(GRID), np.empty(GRID)
     total = compensation = 0.0
-    for first in range(start, stop, GRID_BLOCK):
-        n_points = min(stop - first, GRID_BLOCK)
+    for first in range(start, stop, GRID):
+        n_points = min(stop - first, GRID)
         peak_p, n_lost_p = _grid_sums(lower, step, first, exact_p, table_p, sum_p)
         peak_q, n_lost_q = _grid_sums(lower, step, first, exact_q, table_q, sum_q)
-        integrand = np.empty(GRID_BLOCK)
+        integrand = np.empty(GRID)
         if n_lost_p + n_lost_q == 0:
             offset_p, offset_q = top_p + peak_p / LOG2_E, top_q + peak_q / LOG2_E
             density = np.exp(offset_p)
-            for i in range(GRID_BLOCK):
+            for i in range(GRID):
                 log_ratio = _log_normal(sum_p[i] / sum_q[i]) + (offset_p - offset_q)
                 integrand[i] = density * sum_p[i] * log_ratio
         else:
-            for i in range(GRID_BLOCK):
+            for i in range(GRID):
                 x[i] = lower + (first + i) * step
             for means, table, log_density in ((exact_p, table_p, sum_p), (exact_q, table_q, sum_q)):
-                terms = np.empty((len(means), GRID_BLOCK))
+                terms = np.empty((len(means), GRID))
                 _shifted_terms(x, means, table, terms)
-                _logsumexp_columns(terms, GRID_BLOCK, log_density)
-            for i in range(GRID_BLOCK):
+                _logsumexp_columns(terms, GRID, log_density)
+            for i in range(GRID):
                 density = _exp(sum_p[i])
                 log_ratio = sum_p[i] - sum_q[i]
                 integrand[i] = density * log_ratio if density != 0 else 0.0
@@ -573,25 +579,25 @@ def trapezoid_cross_entropy(locs, scales, density, lower, upper, log_weights, me
     table, top = _line_table(log_weights.astype(np.float64), stds.astype(np.float64))
     # The mixture in the coordinate z of a Gaussian, its densities per unit of x.
     local, local_means = table.copy(), np.empty(n_components)
-    sums, log_q, x = np.empty(GRID_BLOCK), np.empty(GRID_BLOCK), np.empty(GRID_BLOCK)
-    terms = np.empty((n_components, GRID_BLOCK))
+    sums, log_q, x = np.empty(GRID), np.empty(GRID), np.empty(GRID)
+    terms = np.empty((n_components, GRID))
     for j in range(len(locs)):
         for k in range(n_components):
             local[1, k] = table[1, k] * scales[j]
             local[3, k] = table[3, k] * scales[j]
             local_means[k] = (np.float64(means[k]) - locs[j]) / scales[j]
         total = compensation = 0.0
-        for first in range(0, num, GRID_BLOCK):
-            n_points = min(num - first, GRID_BLOCK)
+        for first in range(0, num, GRID):
+            n_points = min(num - first, GRID)
             peak, n_lost = _grid_sums(lower, step, first, local_means, local, sums)
             if n_lost:
-                for i in range(GRID_BLOCK):
+                for i in range(GRID):
                     x[i] = lower + (first + i) * step
                 _shifted_terms(x, local_means, local, terms)
-                _logsumexp_columns(terms, GRID_BLOCK, log_q)
+                _logsumexp_columns(terms, GRID, log_q)
             else:
                 offset = top + peak / LOG2_E
-                for i in range(GRID_BLOCK):
+                for i in range(GRID):
                     log_q[i] = offset + _log_normal(sums[i])
             integral = 0.0
             for i in range(n_points):

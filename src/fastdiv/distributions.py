@@ -72,8 +72,8 @@ def _checked_choleskys(covs, shape, name="covs"):
 
 def _of_shape(out, shape, dtype):
     """Return a result as the caller has its points: a number for a number."""
-    if out.dtype != dtype:
-        out = out.astype(dtype)
+    if out.dtype is not dtype:
+        out = out.astype(dtype, copy=False)
     return out if out.shape == shape else out.reshape(shape)[()]
 
 
@@ -520,11 +520,12 @@ def _short(array):
 
 def check_distributions(**distributions):
     """Refuse what is not a distribution, and distributions on different spaces."""
+    shapes = set()
     for name, value in distributions.items():
         if not isinstance(value, Mixture):
             raise TypeError(f"{name} must be a Normal, MultivariateNormal or Mixture, got {type(value).__name__}")
-    shapes = [value.event_shape for value in distributions.values()]
-    if shapes.count(shapes[0]) < len(shapes):
+        shapes.add(value.event_shape)
+    if len(shapes) > 1:
         got = " and ".join(str(value.event_shape) for value in distributions.values())
         raise ValueError(f"{' and '.join(distributions)} must have the same dimensions, got event shapes {got}")
 
