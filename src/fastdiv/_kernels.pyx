@@ -48,8 +48,7 @@ cdef enum:
     GROUP = 8  # terms that are summed in their own precision, before the sum goes on in double
     STRIP = 32  # points whose sums stay in vector registers
     LANES = 8  # partial sums
-    LINE = 8  # doubles in a cache line
-    LINE_BYTES = 64
+    LINE = 64  # bytes of a cache line
     FEW = 4  # components, of which none is worth dropping
     GENTLE = 100  # change of an exponent that a recurrence may follow
     AHEAD = 16  # rows between a prefetch and the use
@@ -67,8 +66,8 @@ cdef inline Py_ssize_t _n_blocks(Py_ssize_t size, Py_ssize_t block_size) noexcep
 
 
 cdef inline void *_aligned(void *scratch) noexcept nogil:
-    """Return the first cache line in scratch that has LINE_BYTES to spare: kernels whose vectors cross lines crawl."""
-    return <void *> ((<size_t> scratch + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES)
+    """Return the first cache line in scratch that has LINE to spare: kernels whose vectors cross lines crawl."""
+    return <void *> ((<size_t> scratch + LINE - 1) // LINE * LINE)
 
 
 cdef inline floating _exp(floating x) noexcept nogil:
@@ -770,7 +769,7 @@ cdef int _line(
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t block, start, n_points
     cdef double top
-    cdef void *scratch = malloc(n_components * ((BLOCK + 4) * sizeof(floating) + sizeof(Py_ssize_t)) + LINE_BYTES)
+    cdef void *scratch = malloc(n_components * ((BLOCK + 4) * sizeof(floating) + sizeof(Py_ssize_t)) + LINE)
     cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *table = terms + n_components * BLOCK
     cdef Py_ssize_t *relevant = <Py_ssize_t *> (table + 4 * n_components)
@@ -826,7 +825,7 @@ cdef int _diag(
     cdef Py_ssize_t n_dims = means.shape[1]
     cdef Py_ssize_t block, start, n_points, k, d
     cdef void *scratch = malloc(
-        (n_components * (BLOCK + n_dims + 1) + 2 * n_dims * BLOCK) * sizeof(floating) + LINE_BYTES
+        (n_components * (BLOCK + n_dims + 1) + 2 * n_dims * BLOCK) * sizeof(floating) + LINE
     )
     cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *columns = terms + n_components * BLOCK
@@ -900,7 +899,7 @@ cdef int _full(
     cdef Py_ssize_t z_stride = n_dims * BLOCK if is_score else 0
     cdef Py_ssize_t n_z = n_components * z_stride if is_score else n_dims * BLOCK
     cdef void *scratch = malloc(
-        (n_components * (BLOCK + n_dims + 1) + 2 * n_dims * BLOCK + n_z) * sizeof(floating) + LINE_BYTES
+        (n_components * (BLOCK + n_dims + 1) + 2 * n_dims * BLOCK + n_z) * sizeof(floating) + LINE
     )
     cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *columns = terms + n_components * BLOCK
@@ -1015,7 +1014,7 @@ cpdef void trapezoid_kl(
     cdef double integrand[GRID]
     cdef double total = 0, compensation = 0
     cdef void *scratch = malloc(
-        (n_terms * BLOCK + 8 * (n_p + n_q)) * sizeof(double) + n_terms * sizeof(Py_ssize_t) + LINE_BYTES
+        (n_terms * BLOCK + 8 * (n_p + n_q)) * sizeof(double) + n_terms * sizeof(Py_ssize_t) + LINE
     )
     cdef double *terms = <double *> _aligned(scratch)
     cdef double *p = terms + n_terms * BLOCK
@@ -1073,7 +1072,7 @@ cpdef void trapezoid_cross_entropy(
     cdef double log_q[GRID]
     cdef double total, compensation
     cdef void *scratch = malloc(
-        n_components * ((BLOCK + 14) * sizeof(double) + sizeof(Py_ssize_t)) + LINE_BYTES
+        n_components * ((BLOCK + 14) * sizeof(double) + sizeof(Py_ssize_t)) + LINE
     )
     cdef double *terms = <double *> _aligned(scratch)
     cdef double *table = terms + n_components * BLOCK
@@ -1182,7 +1181,7 @@ cpdef void logistic_sgd_epoch(
     cdef floating losses[BLOCK]
     cdef floating steps[BLOCK]
     cdef double total = 0, compensation = 0, loss
-    cdef void *scratch = malloc((n_features + 1) * sizeof(floating) + LINE_BYTES)
+    cdef void *scratch = malloc((n_features + 1) * sizeof(floating) + LINE)
     cdef floating *step = <floating *> _aligned(scratch)
     if scratch == NULL:
         raise MemoryError
@@ -1202,8 +1201,8 @@ cpdef void logistic_sgd_epoch(
                 n_points = min(stop - first, <Py_ssize_t> BLOCK)
                 for i in range(n_points):
                     row = permutation[min(first + i + AHEAD, n_rows - 1)]
-                    for j in range(_n_blocks(n_features, LINE)):
-                        fastdiv_prefetch(&X[row, j * LINE])
+                    for j in range(_n_blocks(n_features, LINE // sizeof(floating))):
+                        fastdiv_prefetch(&X[row, j * (LINE // <Py_ssize_t> sizeof(floating))])
                     fastdiv_prefetch(&y[row])
                     fastdiv_prefetch(&sample_weight[row])
                     row = permutation[first + i]

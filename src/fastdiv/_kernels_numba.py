@@ -42,6 +42,8 @@ LOG2_E = 1 / log(2)
 # Multiplications and additions may fuse, as C compilers have them.
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
 _kernel = njit(nogil=True, cache=os.environ.get("FASTDIV_NUMBA_CACHE") == "1", **OPTIONS)
+# A loop is put in vectors only if what it calls is inlined.
+_inline = njit(nogil=True, forceinline=True, **OPTIONS)
 
 
 # The polynomials and the bits are those of _vecmath.h, where they are explained. Float32 constants keep float32
@@ -72,7 +74,7 @@ def _exp2_term(x):
     """2**x for x <= 1023.4, and 0 instead of a subnormal number: a term of a sum whose largest is near 1."""
 
 
-@overload(_exp2_term, jit_options=OPTIONS)
+@overload(_exp2_term, jit_options={"forceinline": True, **OPTIONS})
 def _exp2_term_of_type(x):
     def in_double(x):
         x = -1023.0 if x < -1023.0 else x
@@ -95,7 +97,7 @@ def _exp2_term_of_type(x):
     return in_float if x == types.float32 else in_double
 
 
-@_kernel
+@_inline
 def _log_normal(x):
     """Log of a normal positive float64."""
     bits = np.float64(x).view(np.int64) + (ONE - ROOT_HALF)
@@ -110,14 +112,14 @@ def _log_normal(x):
     return k * LN2_HI + (f - (half_square - (s * (half_square + z * series) + k * LN2_LO)))
 
 
-@_kernel
+@_inline
 def _log1p(x):
     """Log of 1 + x for x from 0 to 1: what rounding takes from 1 + x is added (Kahan 1965)."""
     w = 1 + np.float64(x)
     return _log_normal(w) + (x - (w - 1)) / w
 
 
-@_kernel
+@_inline
 def _two_sum(total, compensation, term):
     """Return the sum and what rounding took from it, added to the compensation (Neumaier 1974)."""
     s = total + term
@@ -128,7 +130,7 @@ def _two_sum(total, compensation, term):
     return s, compensation + ((term - s) + total)
 
 
-@_kernel
+@_inline
 def _exp(x):
     # libm is slow where it underflows.
     return 0.0 if x < -745.14 else np.exp(x)
@@ -269,8 +271,10 @@ def _normal_slopes(x, responsibilities, means, scales, out):
 
 
 @_kernel
-def _line_block(x, means, table, top, is_score, out):
+def _line_block(x, means, table, top, score, out):
     """Log-density of a mixture on the line, or its derivative, at a block of points.
+
+    Which is wanted is known when the function is compiled: the density if score is None.
 
     One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
     each point's terms are written down and shifted by their own maximum.
@@ -310,58 +314,53 @@ def _line_block(x, means, table, top, is_score, out):
                     mean = means[k]
                     scale = table[3, k]
                     log2_coef = table[2, k] - peak
-                    if is_score:
+                    if score is None:
+                        for i in range(STRIP):
+                            z = (points[i] - mean) * scale
+                            partial[i] += _exp2_term(log2_coef - z * z)
+                    else:
                         for i in range(STRIP):
                             z = (points[i] - mean) * scale
                             term = _exp2_term(log2_coef - z * z)
                             partial[i] += term
                             partial_slope[i] += term * (z * scale)
-                    else:
-                        for i in range(STRIP):
-                            z = (points[i] - mean) * scale
-                            partial[i] += _exp2_term(log2_coef - z * z)
                 for i in range(STRIP):
                     total[i] += partial[i]
-                if is_score:
-                    for i in range(STRIP):
-                        slope[i] += partial_slope[i]
+                    slope[i] += partial_slope[i]
             for i in range(STRIP):
                 n_lost += not total[i] >= least
-            if is_score:
+            if score is None:
+                for i in range(STRIP):
+                    result[i] = offset + _log_normal(total[i])
+            else:
                 for i in range(STRIP):
                     result[i] = -2 / LOG2_E * slope[i] / total[i]
                 for i in range(STRIP):
                     n_lost += not isfinite(result[i])
-            else:
-                for i in range(STRIP):
-                    result[i] = offset + _log_normal(total[i])
             for i in range(n_left):
                 out[start + i] = result[i]
     if n_lost:
         terms = np.empty((n_components, n_points), x.dtype)
         _shifted_terms(x, means, table, terms)
-        if is_score:
+        if score is None:
+            _logsumexp_columns(terms, n_points, out)
+        else:
             _responsibilities(terms, n_points)
             _normal_slopes(x, terms, means, table[1], out)
-        else:
-            _logsumexp_columns(terms, n_points, out)
-
-
-@_kernel
-def _line(x, log_weights, means, stds, is_score, out):
-    table, top = _line_table(log_weights, stds)
-    for start in range(0, len(x), BLOCK):
-        _line_block(x[start : start + BLOCK], means, table, top, is_score, out[start : start + BLOCK])
 
 
 @_kernel
 def mixture_logpdf(x, log_weights, means, stds, out):
-    _line(x, log_weights, means, stds, False, out)
+    table, top = _line_table(log_weights, stds)
+    for start in range(0, len(x), BLOCK):
+        _line_block(x[start : start + BLOCK], means, table, top, None, out[start : start + BLOCK])
 
 
 @_kernel
 def mixture_score(x, log_weights, means, stds, out):
-    _line(x, log_weights, means, stds, True, out)
+    table, top = _line_table(log_weights, stds)
+    for start in range(0, len(x), BLOCK):
+        _line_block(x[start : start + BLOCK], means, table, top, True, out[start : start + BLOCK])
 
 
 # Whether the density or the score is wanted, the dimensions of `out` tell, when the function is compiled.
@@ -407,55 +406,48 @@ def _full(x, log_weights, means, choleskys, out):
         diagonals[:, d] = choleskys[:, d, d]
     log_coefs = _log_coefficients(log_weights, diagonals)
     terms = np.empty((n_components, BLOCK), dtype=x.dtype)
-    z = np.empty((n_dims, BLOCK), dtype=x.dtype)
+    # The score needs every component's z once more, the density none.
+    stored = 1 if out.ndim == 1 else n_components
+    z = np.empty((stored, n_dims, BLOCK), dtype=x.dtype)
     slopes = np.empty((n_dims, BLOCK), dtype=x.dtype)
-    root = x.dtype.type(SQRT_HALF)
+    root, root_2 = x.dtype.type(SQRT_HALF), x.dtype.type(1 / SQRT_HALF)
     for start in range(0, len(x), BLOCK):
         points = x[start : start + BLOCK]
         for k in range(n_components):
+            j = k % stored
             terms[k] = log_coefs[k]
             # Solve L z = (x - mean) / sqrt(2) by forward substitution, a dimension of all points at a time.
             for d in range(n_dims):
                 for i in range(len(points)):
-                    z[d, i] = (points[i, d] - means[k, d]) * root
+                    z[j, d, i] = (points[i, d] - means[k, d]) * root
                 for e in range(d):
                     factor = choleskys[k, d, e]
                     for i in range(len(points)):
-                        z[d, i] -= factor * z[e, i]
+                        z[j, d, i] -= factor * z[j, e, i]
                 factor = x.dtype.type(1 / choleskys[k, d, d])
                 for i in range(len(points)):
-                    z[d, i] *= factor
-                    terms[k, i] -= z[d, i] * z[d, i]
+                    z[j, d, i] *= factor
+                    terms[k, i] -= z[j, d, i] * z[j, d, i]
         if out.ndim == 1:
             _logsumexp_columns(terms, len(points), out[start:])
-            continue
-        _responsibilities(terms, len(points))
-        slopes[:] = 0
-        for k in range(n_components):
-            # Solve L z = x - mean again, and then its transpose by backward substitution in place.
-            for d in range(n_dims):
-                for i in range(len(points)):
-                    z[d, i] = points[i, d] - means[k, d]
-                for e in range(d):
-                    factor = choleskys[k, d, e]
+        else:
+            _responsibilities(terms, len(points))
+            slopes[:] = 0
+            for k in range(n_components):
+                # Solve the transpose by backward substitution, in place.
+                for d in range(n_dims - 1, -1, -1):
+                    for e in range(d + 1, n_dims):
+                        factor = choleskys[k, e, d]
+                        for i in range(len(points)):
+                            z[k, d, i] -= factor * z[k, e, i]
+                    factor = x.dtype.type(1 / choleskys[k, d, d])
                     for i in range(len(points)):
-                        z[d, i] -= factor * z[e, i]
-                factor = x.dtype.type(1 / choleskys[k, d, d])
-                for i in range(len(points)):
-                    z[d, i] *= factor
-            for d in range(n_dims - 1, -1, -1):
-                for e in range(d + 1, n_dims):
-                    factor = choleskys[k, e, d]
-                    for i in range(len(points)):
-                        z[d, i] -= factor * z[e, i]
-                factor = x.dtype.type(1 / choleskys[k, d, d])
-                for i in range(len(points)):
-                    z[d, i] *= factor
-                    share = terms[k, i]
-                    slopes[d, i] -= share * z[d, i] if share != 0 else x.dtype.type(0)
-        for i in range(len(points)):
-            for d in range(n_dims):
-                out[start + i, d] = slopes[d, i]
+                        z[k, d, i] *= factor
+                        share = terms[k, i] * root_2
+                        slopes[d, i] -= share * z[k, d, i] if share != 0 else x.dtype.type(0)
+            for i in range(len(points)):
+                for d in range(n_dims):
+                    out[start + i, d] = slopes[d, i]
 
 
 @_kernel

@@ -73,7 +73,8 @@ def _checked_choleskys(covs, shape, name="covs"):
 def _of_shape(out, shape, dtype):
     """Return a result as the caller has its points: a number for a number."""
     if out.dtype is not dtype:
-        out = out.astype(dtype, copy=False)
+        with np.errstate(over="ignore"):
+            out = out.astype(dtype, copy=False)
     return out if out.shape == shape else out.reshape(shape)[()]
 
 
@@ -296,7 +297,7 @@ class Mixture:
             nearer = (distance < nearest) | np.isnan(score).all(axis=1)
             score[nearer] = np.where(pull == 0, rest, -np.inf * pull)[nearer]
             nearest[nearer] = distance[nearer]
-        return score.reshape(points.shape)
+        return score.reshape(points.shape).astype(points.dtype)
 
     def _whiten(self, x, k, transpose=False):
         """Solve L y = x, or its transpose, with the Cholesky factor L of component k."""

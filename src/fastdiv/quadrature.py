@@ -167,7 +167,7 @@ def trapezoid_kl_normal(
     if not (isinstance(reach, numbers.Real) and 0 < reach < math.inf):
         raise ValueError(f"reach must be a positive number, got {reach!r}")
     loc, scale = np.broadcast_arrays(loc, scale)
-    shape, locs, scales = loc.shape, loc.ravel(), scale.ravel()
+    shape, locs, scales = loc.shape, loc.flatten(), scale.flatten()
     kernel, parameters = kernels(backend).trapezoid_cross_entropy, q.kernel_parameters(FLOAT64)
     z = np.linspace(-reach, reach, num)
     log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
