@@ -88,6 +88,29 @@ def test_scores_far_out_are_those_of_the_component_that_reaches_farthest(backend
     assert np.isnan(score[3]).all()
 
 
+@pytest.mark.parametrize(
+    ("means", "std", "x", "expected"),
+    [([0, 2.0**67], 1, 0.75 * 2.0**67, 2.0**65), ([1e200, -1e155], 1, 0.0, -1e155), ([0, 10], 1e-200, 9.0, np.inf)],
+)
+def test_scores_between_far_components_are_those_of_the_nearest(backend, means, std, x, expected):
+    assert Mixture([0.5, 0.5], means, [std, std]).score(x, backend=backend) == pytest.approx(expected, rel=1e-14)
+
+
+def test_scores_at_infinity_do_not_take_rounding_for_a_pull(backend):
+    for rho in (0.3, 0.5, 0.9):
+        p = MultivariateNormal([0, 0, 0], rho ** np.abs(np.subtract.outer(np.arange(3), np.arange(3))))
+        np.testing.assert_array_equal(p.score([np.inf, 0, 0], backend=backend), [-np.inf, np.inf, 0])
+
+
+@pytest.mark.parametrize("dims", [0, 1, 2])
+def test_nan_alone_has_nan_for_a_score(backend, dims):
+    event = (2,) * bool(dims)
+    scales = {"covs": [np.eye(2)]} if dims == 2 else {"stds": np.ones((1, *event))}
+    p = Mixture([1.0], np.zeros((1, *event)), **scales)
+    np.testing.assert_array_equal(p.score(np.full((3, *event), np.nan), backend=backend), np.full((3, *event), np.nan))
+    assert np.isnan(p.score(np.full(event, np.nan), backend=backend)).all()
+
+
 def test_scores_have_the_shape_and_dtype_of_the_points(backend):
     line, plane = Mixture(WEIGHTS, MEANS, STDS), Mixture(WEIGHTS, MEANS_2D, covs=COVS)
     for p, shape in [(line, ()), (line, (0,)), (line, (2, 3)), (plane, (2,)), (plane, (0, 2)), (plane, (3, 4, 2))]:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -136,6 +137,19 @@ def test_s4_mode_seeking():
     )
     np.testing.assert_allclose(best, [3.99992, 0.50034], atol=5e-6)
     np.testing.assert_allclose(trapezoid_kl_normal(loc, scale, target), divergence, rtol=1e-14)
+
+
+def test_trapezoid_of_gaussians_whose_own_coordinate_overflows(backend):
+    # A point, but for its entropy: to the mean of -log q is added 0.5 + log(scale sqrt(2 pi)), on the grid.
+    mass = 1 - special.erfc(4 / math.sqrt(2))
+    for loc, scale, q in [(1.0, 1e-310, Normal(0, 1)), (1e300, 1e-300, Normal(0, 1e300))]:
+        expected = mass * (-q.logpdf(loc) - math.log(scale) - 0.5 * math.log(2 * math.pi) - 0.5)
+        assert trapezoid_kl_normal(loc, scale, q, backend=backend) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float16, np.float32, np.longdouble, Fraction])
+def test_a_reach_is_any_real_number(kind):
+    assert trapezoid_kl_normal(0, 1, S4[0], reach=kind(4)) == trapezoid_kl_normal(0, 1, S4[0])
 
 
 def test_trapezoid_of_gaussians_where_q_has_no_density():

@@ -365,7 +365,7 @@ def test_bounds_are_two_finite_increasing_numbers(call):
             call(bounds)
 
 
-@pytest.mark.parametrize("reach", [0, -1.0, NAN, INF, "4", None], ids=repr)
+@pytest.mark.parametrize("reach", [0, -1.0, 1e100, NAN, INF, "4", None], ids=repr)
 def test_a_reach_is_a_positive_number(reach):
     with pytest.raises(WRONG, match=refused("reach", repr(reach), "positive number")):
         trapezoid_kl_normal(0, 1, Q, reach=reach)

@@ -174,21 +174,53 @@ def test_a_zero_weight_contributes_nothing(kernels):
     np.testing.assert_allclose(with_zero.score(x), without.score(x), rtol=1e-14)
 
 
+def mpmath_score(x, mixture):
+    """The score, and how large the terms are whose sum it is, with the rounding of their exponents."""
+    with mpmath.workdps(50):
+        parts = []
+        for weight, mean, std in zip(
+            *(a.tolist() for a in (mixture.weights, mixture.means, mixture.stds)), strict=True
+        ):
+            z = (mpmath.mpf(x) - mean) / std
+            parts.append((mpmath.mpf(weight) / std * mpmath.exp(-z * z / 2), -z / std, z * z))
+        total = mpmath.fsum(term for term, *_ in parts)
+        expected = mpmath.fsum(term * slope for term, slope, _ in parts) / total
+        return expected, mpmath.fsum(term * abs(slope) * (1 + z2) for term, slope, z2 in parts) / total
+
+
 def test_score_against_mpmath(kernels, random_mixtures):
     for mixture, x, _ in random_mixtures:
-        with mpmath.workdps(50):
-            point = mpmath.mpf(x)
-            parts = []
-            columns = mixture.weights.tolist(), mixture.means.tolist(), mixture.stds.tolist()
-            for weight, mean, std in zip(*columns, strict=True):
-                z = (point - mean) / std
-                parts.append((mpmath.mpf(weight) / std * mpmath.exp(-z * z / 2), -z / std, z * z))
-            total = mpmath.fsum(term for term, *_ in parts)
-            expected = mpmath.fsum(term * slope for term, slope, _ in parts) / total
-            # Each term carries its own slope and its exponent's rounding.
-            size = mpmath.fsum(term * abs(slope) * (1 + z2) for term, slope, z2 in parts) / total
-        value = mixture.score(x)
-        assert abs(mpmath.mpf(float(value)) - expected) <= 4e-15 * size, (mixture, x, value, expected)
+        expected, size = mpmath_score(x, mixture)
+        for value in (mixture.score(x), *mixture.score(np.full(9, x))):
+            assert abs(mpmath.mpf(float(value)) - expected) <= 4e-15 * size, (mixture, x, value, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_component_that_carries_the_score_and_not_the_density_is_kept(kernels, dtype):
+    # Where the narrow one's density falls under the wide ones' rounding, and its slope does not.
+    narrow = 1e-2 if dtype == np.float32 else 1e-4
+    for wide in (1.0, 1e2, 1e4, 1e8):
+        p = Mixture([0.5, 0.3, 0.1, 0.1], [0] * 4, [wide, narrow, wide, wide])
+        x = (narrow * np.linspace(5, 13, 64)).astype(dtype)
+        for point, value in zip(x, p.score(x), strict=True):
+            expected, size = mpmath_score(float(point), p)
+            assert abs(mpmath.mpf(float(value)) - expected) <= 20 * np.finfo(dtype).eps * size, (p, point, value)
+
+
+@pytest.mark.parametrize(("dtype", "std"), [(np.float64, 1e60), (np.float64, 1e-150), (np.float32, 1e23)])
+def test_scores_do_not_depend_on_the_unit(kernels, dtype, std):
+    p = Mixture([0.5, 0.5], [0, 0], [std, std])
+    z = np.linspace(-35, 35, 99) if dtype == np.float64 else np.linspace(-10, 10, 99)
+    np.testing.assert_allclose(p.score((std * z).astype(dtype)).astype(np.float64) * std, -z, rtol=1e-5, atol=1e-14)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_component_that_overflows_leaves_the_others_alone(kernels, dims):
+    covs = np.array([np.eye(dims), np.eye(dims)])
+    covs[:, -1, -1] = 1e-300, 1e20
+    x = np.zeros((1, dims))
+    x[0, -1] = 1e160
+    assert Mixture([0.5, 0.5], np.zeros((2, dims)), covs=covs).logpdf(x) == pytest.approx(-5e299, rel=1e-13)
 
 
 def test_scores_of_sorted_points_are_those_of_shuffled_ones(kernels, spread_mixture):

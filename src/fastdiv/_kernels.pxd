@@ -66,7 +66,7 @@ cpdef void mixture_score_full(
 cpdef void trapezoid_cross_entropy(
     const floating[::1] locs,
     const floating[::1] scales,
-    const floating[::1] density,
+    const floating[::1] mass,
     double lower,
     double upper,
     const floating[::1] log_weights,

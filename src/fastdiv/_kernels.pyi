@@ -57,7 +57,7 @@ def mixture_score_full(
 def trapezoid_cross_entropy(
     locs: NDArray[_F],
     scales: NDArray[_F],
-    density: NDArray[_F],
+    mass: NDArray[_F],
     lower: float,
     upper: float,
     log_weights: NDArray[_F],

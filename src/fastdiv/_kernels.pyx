@@ -49,6 +49,7 @@ cdef enum:
     STRIP = 32  # points whose sums stay in vector registers
     LANES = 8  # partial sums
     LINE = 64  # bytes of a cache line
+    ALIKE = 14  # bits between the stds of a mixture whose score may be taken in one pass
     FEW = 4  # components, of which none is worth dropping
     GENTLE = 100  # change of an exponent that a recurrence may follow
     AHEAD = 16  # rows between a prefetch and the use
@@ -334,11 +335,14 @@ cdef Py_ssize_t _relevant(
     const floating *means,
     const floating *table,
     Py_ssize_t n_components,
+    bint is_score,
     floating *bounds,
     Py_ssize_t *relevant,
     floating *peak,
 ) noexcept nogil:
-    """List the components that can move the density between two points by half a last place; return how many.
+    """List the components that can move the density, or the score, between two points by half a last place.
+
+    Return how many.
 
     There a component's term lies between its values at the nearest and the farthest point: its bounds, the upper ones
     first. A component counts if its upper bound reaches the largest lower one; peak is the largest upper one.
@@ -348,7 +352,7 @@ cdef Py_ssize_t _relevant(
     cdef floating *uppers = bounds
     cdef floating *lowers = bounds + n_components
     cdef floating near, far, floor, unused
-    cdef floating slack = 40 if floating is float else 70
+    cdef floating slack = (40 if floating is float else 70) + (2 * ALIKE if is_score else 0)
     cdef Py_ssize_t n_relevant = 0, k
     for k in range(n_components):
         near = low - means[k] if low > means[k] else (means[k] - high if high < means[k] else 0)
@@ -375,15 +379,16 @@ cdef inline void _line_strip(
     Py_ssize_t n_relevant,
     floating peak,
     bint is_score,
+    floating unit,
     double *total,
     double *slope,
 ) noexcept nogil:
-    """Sum the relevant components' terms at STRIP points, relative to the peak, and for a score their slopes."""
+    """Sum the relevant components' terms at STRIP points, relative to the peak; for a score, their slopes per unit."""
     cdef const floating *log2_coefs = table + 2 * n_components
     cdef const floating *scales_2 = table + 3 * n_components
     cdef floating partial[STRIP]
     cdef floating partial_slope[STRIP]
-    cdef floating mean, scale, log2_coef, z, term
+    cdef floating mean, scale, relative_scale, log2_coef, z, term
     cdef Py_ssize_t group, j, k, i
     for i in range(STRIP):
         total[i] = 0
@@ -396,13 +401,14 @@ cdef inline void _line_strip(
             k = relevant[j]
             mean = means[k]
             scale = scales_2[k]
+            relative_scale = scale / unit
             log2_coef = log2_coefs[k] - peak
             for i in range(STRIP):
                 z = (points[i] - mean) * scale
                 term = _exp2_term(log2_coef - z * z)
                 partial[i] += term
                 if is_score:
-                    partial_slope[i] += term * (z * scale)
+                    partial_slope[i] += term * (z * relative_scale)
         for i in range(STRIP):
             total[i] += partial[i]
         if is_score:
@@ -420,12 +426,14 @@ cdef inline void _line_block(
     floating *terms,
     Py_ssize_t *relevant,
     bint is_score,
+    floating unit,
     floating *out,
 ) noexcept nogil:
     """Log-density of a mixture on the line, or its derivative, at a block of points.
 
     One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
-    each point's terms are written down and shifted by their own maximum.
+    or slopes are too unlike for one unit, which is 0 then, each point's terms are written down and shifted by their own
+    maximum.
     """
     cdef floating points[STRIP]
     cdef double total[STRIP]
@@ -435,14 +443,14 @@ cdef inline void _line_block(
     cdef double offset
     cdef double least = 1e-26 if floating is float else 1e-280
     cdef Py_ssize_t strip, start, k, i, n_relevant, n_lost = 0
-    if n_components == 1 or n_points < LANES:
+    if n_components == 1 or n_points < LANES or unit == 0:
         n_lost = 1
     else:
         n_relevant = n_components
         peak = 0
         if n_components >= FEW:
             _range(x, n_points, &low, &high)
-            n_relevant = _relevant(low, high, means, table, n_components, terms, relevant, &peak)
+            n_relevant = _relevant(low, high, means, table, n_components, is_score, terms, relevant, &peak)
         else:
             for k in range(n_components):
                 relevant[k] = k
@@ -450,13 +458,13 @@ cdef inline void _line_block(
         for strip in range(_n_blocks(n_points, STRIP)):
             start = strip * STRIP
             _load_strip(x + start, n_points - start, points)
-            _line_strip(points, means, table, n_components, relevant, n_relevant, peak, is_score, total, slope)
+            _line_strip(points, means, table, n_components, relevant, n_relevant, peak, is_score, unit, total, slope)
             result = &out[start] if n_points - start >= STRIP else points
             for i in range(STRIP):
                 n_lost += not total[i] >= least
             if is_score:
                 for i in range(STRIP):
-                    result[i] = <floating> (-2 / LOG2_E * slope[i] / total[i])
+                    result[i] = <floating> (-2 / LOG2_E * unit * (slope[i] / total[i]))
                     n_lost += not isfinite(result[i])
             else:
                 for i in range(STRIP):
@@ -544,7 +552,7 @@ cdef Py_ssize_t _grid_sums(
         total[i] = 0
     low = lower + first * step
     high = lower + (first + GRID - 1) * step
-    n_relevant = _relevant(low, high, means, table, n_components, bounds, relevant, peak)
+    n_relevant = _relevant(low, high, means, table, n_components, False, bounds, relevant, peak)
     for j in range(n_relevant):
         k = relevant[j]
         mean = means[k]
@@ -691,10 +699,10 @@ cdef void _full_terms(
                 _two_rows(row, next_row, 1, z_k, d, z_a, z_b)
                 factor = next_row[d]
                 inverse = inverses[k * n_dims + d]
-                next_inverse = inverses[k * n_dims + b] if b > d else 0
+                next_inverse = inverses[k * n_dims + b]
                 for i in range(STRIP):
                     first = z_a[i] * inverse
-                    second = (z_b[i] - factor * first) * next_inverse
+                    second = (z_b[i] - factor * first) * next_inverse if b > d else 0
                     z_k[b * BLOCK + i] = second
                     z_k[d * BLOCK + i] = first
                     term[i] -= first * first + second * second
@@ -747,7 +755,7 @@ cdef void _full_slopes(
                 )
                 factor = cholesky[d * n_dims + b]
                 inverse = inverses[k * n_dims + d]
-                next_inverse = inverses[k * n_dims + b] if b < d else 0
+                next_inverse = inverses[k * n_dims + b]
                 for i in range(STRIP):
                     first = z_a[i] * inverse
                     second = (z_b[i] - factor * first) * next_inverse
@@ -769,6 +777,7 @@ cdef int _line(
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t block, start, n_points
     cdef double top
+    cdef floating least, unit
     cdef void *scratch = malloc(n_components * ((BLOCK + 4) * sizeof(floating) + sizeof(Py_ssize_t)) + LINE)
     cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *table = terms + n_components * BLOCK
@@ -777,17 +786,19 @@ cdef int _line(
         raise MemoryError
     with nogil:
         top = _line_table(&log_weights[0], &stds[0], n_components, table)
+        _range(table + 3 * n_components, n_components, &least, &unit)
+        unit = unit if unit <= least * (1 << ALIKE) else 0
         for block in range(_n_blocks(x.shape[0], BLOCK)):
             start = block * BLOCK
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
             # Two calls, so that each is compiled for itself.
             if is_score:
                 _line_block(
-                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, True, &out[start]
+                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, True, unit, &out[start]
                 )
             else:
                 _line_block(
-                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, False, &out[start]
+                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, False, 1, &out[start]
                 )
         free(scratch)
     return 0
@@ -1056,7 +1067,7 @@ cpdef void trapezoid_kl(
 cpdef void trapezoid_cross_entropy(
     const floating[::1] locs,
     const floating[::1] scales,
-    const floating[::1] density,
+    const floating[::1] mass,
     double lower,
     double upper,
     const floating[::1] log_weights,
@@ -1065,10 +1076,11 @@ cpdef void trapezoid_cross_entropy(
     double[::1] out,
 ) except *:
     cdef Py_ssize_t n_components = means.shape[0]
-    cdef Py_ssize_t num = density.shape[0]
+    cdef Py_ssize_t num = mass.shape[0]
     cdef Py_ssize_t j, k, block, first, n_points, i
     cdef double step = (upper - lower) / (num - 1)
     cdef double top, peak, offset, z
+    cdef bint is_far
     cdef double log_q[GRID]
     cdef double total, compensation
     cdef void *scratch = malloc(
@@ -1084,6 +1096,7 @@ cpdef void trapezoid_cross_entropy(
         top = _grid_table(&log_weights[0], &means[0], &stds[0], n_components, step, table)
         for j in range(locs.shape[0]):
             # The mixture in the coordinate z of the Gaussian, its densities per unit of x.
+            is_far = False
             for k in range(n_components):
                 local[k] = table[k]
                 local[n_components + k] = table[n_components + k] * scales[j]
@@ -1092,18 +1105,25 @@ cpdef void trapezoid_cross_entropy(
                 local[4 * n_components + k] = (table[4 * n_components + k] - locs[j]) / scales[j]
                 z = LANES * step * local[3 * n_components + k]
                 local[5 * n_components + k] = fastdiv_exp2_term(-2 * z * z)
+                if not (isfinite(local[4 * n_components + k]) and 0 < local[n_components + k] < INFINITY):
+                    is_far = True
             total = compensation = 0
             for block in range(_n_blocks(num, GRID)):
                 first = block * GRID
                 n_points = min(num - first, <Py_ssize_t> GRID)
-                if _grid_sums(lower, step, first, local, n_components, terms, relevant, log_q, &peak):
+                if is_far:
+                    # Only x has room for it.
+                    _shifted_grid(
+                        locs[j] + lower * scales[j], step * scales[j], first, table, n_components, terms, log_q
+                    )
+                elif _grid_sums(lower, step, first, local, n_components, terms, relevant, log_q, &peak):
                     _shifted_grid(lower, step, first, local, n_components, terms, log_q)
                 else:
                     offset = top + peak / LOG2_E
                     for i in range(GRID):
                         log_q[i] = offset + fastdiv_log_normal(log_q[i])
                 for i in range(n_points):
-                    log_q[i] = density[first + i] * log_q[i] if density[first + i] != 0 else 0
+                    log_q[i] = mass[first + i] * log_q[i] if mass[first + i] != 0 else 0
                 _two_sum(&total, &compensation, _sum(log_q, n_points))
             out[j] = -(total + compensation)
         free(scratch)

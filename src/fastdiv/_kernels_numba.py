@@ -32,6 +32,7 @@ MIDDLE = 64
 GENTLE = 100
 GROUP = 8
 STRIP = 32
+ALIKE = 14
 FEW = 4
 LANES = 8
 CHUNK = 256
@@ -221,8 +222,8 @@ def _line_table(log_weights, stds):
 
 
 @_kernel
-def _relevant(low, high, means, table, bounds, relevant):
-    """List the components that can move the density between two points by half a last place.
+def _relevant(low, high, means, table, extra, bounds, relevant):
+    """List the components that can move the density between two points by half a last place, or some bits less.
 
     There a component's term lies between its values at the nearest and the farthest point: its bounds, the upper ones
     first. A component counts if its upper bound reaches the largest lower one. Return how many do, and the largest
@@ -238,7 +239,7 @@ def _relevant(low, high, means, table, bounds, relevant):
         lowers[k] = table[2, k] - far * far
         floor = lowers[k] if lowers[k] > floor else floor
         peak = uppers[k] if uppers[k] > peak else peak
-    slack = 40 if means.itemsize == 4 else 70
+    slack = (40 if means.itemsize == 4 else 70) + extra
     n_relevant = 0
     for k in range(len(means)):
         relevant[n_relevant] = k
@@ -271,19 +272,20 @@ def _normal_slopes(x, responsibilities, means, scales, out):
 
 
 @_kernel
-def _line_block(x, means, table, top, score, out):
+def _line_block(x, means, table, top, unit, out):
     """Log-density of a mixture on the line, or its derivative, at a block of points.
 
-    Which is wanted is known when the function is compiled: the density if score is None.
+    Which is wanted is known when the function is compiled: the density if unit is None.
 
     One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
-    each point's terms are written down and shifted by their own maximum.
+    or slopes are too unlike for one unit, which is 0 then, each point's terms are written down and shifted by their own
+    maximum.
     """
     n_components, n_points = len(means), len(x)
     number = x.dtype.type
     least = 1e-26 if x.itemsize == 4 else 1e-280
     n_lost = 0
-    if n_components == 1 or n_points < LANES:
+    if n_components == 1 or n_points < LANES or (unit is not None and unit == 0):
         n_lost = 1
     else:
         # Only arrays that are made in the function are known not to overlap.
@@ -297,7 +299,7 @@ def _line_block(x, means, table, top, score, out):
                 low = x[i] if x[i] < low else low
                 high = x[i] if x[i] > high else high
             bounds = np.empty((2, n_components), x.dtype)
-            n_relevant, peak = _relevant(low, high, means, table, bounds, relevant)
+            n_relevant, peak = _relevant(low, high, means, table, 0 if unit is None else 2 * ALIKE, bounds, relevant)
         offset = top + peak / LOG2_E
         for start in range(0, n_points, STRIP):
             n_left = min(n_points - start, STRIP)
@@ -314,27 +316,28 @@ def _line_block(x, means, table, top, score, out):
                     mean = means[k]
                     scale = table[3, k]
                     log2_coef = table[2, k] - peak
-                    if score is None:
+                    if unit is None:
                         for i in range(STRIP):
                             z = (points[i] - mean) * scale
                             partial[i] += _exp2_term(log2_coef - z * z)
                     else:
+                        relative_scale = scale / unit
                         for i in range(STRIP):
                             z = (points[i] - mean) * scale
                             term = _exp2_term(log2_coef - z * z)
                             partial[i] += term
-                            partial_slope[i] += term * (z * scale)
+                            partial_slope[i] += term * (z * relative_scale)
                 for i in range(STRIP):
                     total[i] += partial[i]
                     slope[i] += partial_slope[i]
             for i in range(STRIP):
                 n_lost += not total[i] >= least
-            if score is None:
+            if unit is None:
                 for i in range(STRIP):
                     result[i] = offset + _log_normal(total[i])
             else:
                 for i in range(STRIP):
-                    result[i] = -2 / LOG2_E * slope[i] / total[i]
+                    result[i] = -2 / LOG2_E * unit * (slope[i] / total[i])
                 for i in range(STRIP):
                     n_lost += not isfinite(result[i])
             for i in range(n_left):
@@ -342,7 +345,7 @@ def _line_block(x, means, table, top, score, out):
     if n_lost:
         terms = np.empty((n_components, n_points), x.dtype)
         _shifted_terms(x, means, table, terms)
-        if score is None:
+        if unit is None:
             _logsumexp_columns(terms, n_points, out)
         else:
             _responsibilities(terms, n_points)
@@ -359,8 +362,10 @@ def mixture_logpdf(x, log_weights, means, stds, out):
 @_kernel
 def mixture_score(x, log_weights, means, stds, out):
     table, top = _line_table(log_weights, stds)
+    unit = table[3].max()
+    unit = unit if unit <= table[3].min() * (1 << ALIKE) else x.dtype.type(0)
     for start in range(0, len(x), BLOCK):
-        _line_block(x[start : start + BLOCK], means, table, top, True, out[start : start + BLOCK])
+        _line_block(x[start : start + BLOCK], means, table, top, unit, out[start : start + BLOCK])
 
 
 # Whether the density or the score is wanted, the dimensions of `out` tell, when the function is compiled.
@@ -491,7 +496,7 @@ def _grid_sums(lower, step, first, means, table, total):
     sums = np.zeros(GRID)
     bounds, relevant = np.empty((2, len(means))), np.empty(len(means), np.intp)
     low, high = lower + first * step, lower + (first + GRID - 1) * step
-    n_relevant, peak = _relevant(low, high, means, table, bounds, relevant)
+    n_relevant, peak = _relevant(low, high, means, table, 0, bounds, relevant)
     stride = LANES * step
     for j in range(n_relevant):
         k = relevant[j]
@@ -565,24 +570,34 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
 
 
 @_kernel
-def trapezoid_cross_entropy(locs, scales, density, lower, upper, log_weights, means, stds, out):
-    n_components, num = len(means), len(density)
+def trapezoid_cross_entropy(locs, scales, mass, lower, upper, log_weights, means, stds, out):
+    n_components, num = len(means), len(mass)
     step = (upper - lower) / (num - 1)
     table, top = _line_table(log_weights.astype(np.float64), stds.astype(np.float64))
     # The mixture in the coordinate z of a Gaussian, its densities per unit of x.
-    local, local_means = table.copy(), np.empty(n_components)
+    local, local_means, exact_means = table.copy(), np.empty(n_components), means.astype(np.float64)
     sums, log_q, x = np.empty(GRID), np.empty(GRID), np.empty(GRID)
     terms = np.empty((n_components, GRID))
     for j in range(len(locs)):
+        is_far = False
         for k in range(n_components):
             local[1, k] = table[1, k] * scales[j]
             local[3, k] = table[3, k] * scales[j]
-            local_means[k] = (np.float64(means[k]) - locs[j]) / scales[j]
+            local_means[k] = (exact_means[k] - locs[j]) / scales[j]
+            is_far |= not (isfinite(local_means[k]) and 0 < local[1, k] < inf)
         total = compensation = 0.0
         for first in range(0, num, GRID):
             n_points = min(num - first, GRID)
-            peak, n_lost = _grid_sums(lower, step, first, local_means, local, sums)
-            if n_lost:
+            peak, n_lost = 0.0, 0
+            if not is_far:
+                peak, n_lost = _grid_sums(lower, step, first, local_means, local, sums)
+            if is_far:
+                # Only x has room for it.
+                for i in range(GRID):
+                    x[i] = (locs[j] + lower * scales[j]) + (first + i) * (step * scales[j])
+                _shifted_terms(x, exact_means, table, terms)
+                _logsumexp_columns(terms, GRID, log_q)
+            elif n_lost:
                 for i in range(GRID):
                     x[i] = lower + (first + i) * step
                 _shifted_terms(x, local_means, local, terms)
@@ -593,7 +608,7 @@ def trapezoid_cross_entropy(locs, scales, density, lower, upper, log_weights, me
                     log_q[i] = offset + _log_normal(sums[i])
             integral = 0.0
             for i in range(n_points):
-                integral += density[first + i] * log_q[i] if density[first + i] != 0 else 0.0
+                integral += mass[first + i] * log_q[i] if mass[first + i] != 0 else 0.0
             total, compensation = _two_sum(total, compensation, integral)
         out[j] = -(total + compensation)
 

@@ -111,16 +111,16 @@ def logsumexp_rows(a, out):
 
 
 @_quiet
-def trapezoid_cross_entropy(locs, scales, density, lower, upper, log_weights, means, stds, out):
-    """Integrate -log q over Gaussians (n,), by a rule of points and a density that holds the rule's weights.
+def trapezoid_cross_entropy(locs, scales, mass, lower, upper, log_weights, means, stds, out):
+    """Integrate -log q over Gaussians (n,), by a rule of points, the mass at each in its weight.
 
     The points (m,) are a uniform grid from `lower` to `upper` in each Gaussian's own coordinate (x - loc) / scale.
     """
-    z = np.linspace(lower, upper, len(density))
+    z = np.linspace(lower, upper, len(mass))
     log_q = np.empty_like(z)
     for j in range(len(locs)):
         mixture_logpdf(locs[j] + scales[j] * z, log_weights, means, stds, log_q)
-        out[j] = -np.sum(np.where(density == 0, 0, density * log_q))
+        out[j] = -np.sum(np.where(mass == 0, 0, mass * log_q))
 
 
 @_quiet

@@ -163,7 +163,7 @@ class Mixture:
         return self._parameters32
 
     @cached_property
-    def reach(self):
+    def extent(self):
         """Smallest mean, largest mean, and largest standard deviation on the line."""
         return float(self.means.min()), float(self.means.max()), float(self.stds.max())
 
@@ -245,7 +245,7 @@ class Mixture:
         Parameters
         ----------
         x : array_like, shape (...) or (..., D)
-            Points. NaN gives NaN; ±inf gives ∓inf.
+            Points. NaN gives NaN; on the line ±inf gives ∓inf.
         backend : str, optional
             The kernel set, as in `use_backend`.
 
@@ -278,23 +278,31 @@ class Mixture:
         if np.isnan(np.min(out, initial=0)):
             rows = (len(points), math.prod(self.event_shape))
             lost = np.isnan(out).reshape(rows).any(axis=1) & ~np.isnan(points).reshape(rows).any(axis=1)
-            out[lost] = self._far_score(points[lost])
+            if lost.any():
+                out[lost] = self._far_score(points[lost])
         return _of_shape(out, x.shape, x.dtype)
 
     @np.errstate(over="ignore", invalid="ignore")
     def _far_score(self, points):
-        """Score where the densities of all components underflow: that of the nearest one as points recede."""
+        """Score where the densities of all components underflow: that of the nearest, or of the first of those.
+
+        For a point with infinite coordinates they are compared, and all of them are infinite that these pull at.
+        """
         x = points.reshape(len(points), -1).astype(np.float64)
         infinite = np.isinf(x)
-        signs = np.where(infinite, np.sign(x), 0)
-        directions = np.where(infinite.any(axis=1, keepdims=True), signs, x / np.abs(x).max(axis=1, keepdims=True))
-        nearest = np.full(len(x), np.inf)
-        score = np.full(x.shape, np.nan)
-        for k in np.flatnonzero(self.weights):
-            distance = np.sum(self._whiten(directions, k) ** 2, axis=1)
+        signs, recedes = np.where(infinite, np.sign(x), 0), infinite.any(axis=1, keepdims=True)
+        used = np.flatnonzero(self.weights)
+        means = self.means.reshape(self.n_components, -1)
+        unit = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.abs(means[used]).max())
+        nearest, score = np.full(len(x), np.inf), np.empty(x.shape)
+        for k in used:
+            away = np.where(recedes, signs, x / unit - means[k] / unit)
+            width = self._scales[k].max()
+            distance = np.linalg.norm(self._whiten(width * away, k), axis=1) / width
             pull = self._whiten(self._whiten(signs, k), k, transpose=True)
-            rest = self._whiten(self._whiten(np.where(infinite, 0, self.means[k] - x), k), k, transpose=True)
-            nearer = (distance < nearest) | np.isnan(score).all(axis=1)
+            pull[np.abs(pull) <= 1e-14 * np.abs(pull).max(axis=1, keepdims=True)] = 0
+            rest = self._whiten(self._whiten(np.where(infinite, 0, means[k] - x), k), k, transpose=True)
+            nearer = (distance < nearest) if k != used[0] else np.full(len(x), True)
             score[nearer] = np.where(pull == 0, rest, -np.inf * pull)[nearer]
             nearest[nearer] = distance[nearer]
         return score.reshape(points.shape).astype(points.dtype)

@@ -53,7 +53,7 @@ def checked_bounds(bounds):
 
 
 def _default_bounds(p, q):
-    (low_p, high_p, std_p), (low_q, high_q, std_q) = p.reach, q.reach
+    (low_p, high_p, std_p), (low_q, high_q, std_q) = p.extent, q.extent
     margin = 3 * max(std_p, std_q)
     return min(low_p, low_q) - margin, max(high_p, high_q) + margin
 
@@ -148,8 +148,8 @@ def trapezoid_kl_normal(
     TypeError
         If `q` is not a distribution, `num` not a whole number, or a parameter not real.
     ValueError
-        If `q` has more than one dimension, a parameter is not finite, `scale` or `reach` not positive, or the shapes
-        do not broadcast.
+        If `q` has more than one dimension, `num` is below 2, a parameter is not finite, `scale` or `reach` is not
+        positive, or the shapes do not broadcast.
 
     Examples
     --------
@@ -164,8 +164,9 @@ def trapezoid_kl_normal(
     _check_on_line(q, "trapezoid")
     num = as_count(num, "num", 2)
     loc, scale = (array.astype(np.float64) for array in broadcastable(loc=loc, scale=scale))
-    if not (isinstance(reach, numbers.Real) and 0 < reach < math.inf):
-        raise ValueError(f"reach must be a positive number, got {reach!r}")
+    if not (isinstance(reach, numbers.Real) and 0 < float(reach) < 1e100):
+        raise ValueError(f"reach must be a positive number below 1e100, got {reach!r}")
+    reach = float(reach)
     loc, scale = np.broadcast_arrays(loc, scale)
     shape, locs, scales = loc.shape, loc.flatten(), scale.flatten()
     kernel, parameters = kernels(backend).trapezoid_cross_entropy, q.kernel_parameters(FLOAT64)
