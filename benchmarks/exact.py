@@ -48,17 +48,14 @@ def _diag_terms(x, log_weights, means, stds):
 
 
 def _full_terms(x, log_weights, means, factors):
-    # Forward and backward substitution, one coordinate at a time.
+    """Return the components' log-densities with their weights, and the whitened points."""
+    # Forward substitution, one coordinate at a time.
     z = x[:, None] - means
     for i in range(z.shape[-1]):
         z[..., i] -= np.sum(factors[:, i, :i] * z[..., :i], axis=-1)
         z[..., i] /= factors[:, i, i]
-    scores = -z
-    for i in reversed(range(z.shape[-1])):
-        scores[..., i] -= np.sum(factors[:, i + 1 :, i] * scores[..., i + 1 :], axis=-1)
-        scores[..., i] /= factors[:, i, i]
     log_norms = np.sum(_log_norm(np.diagonal(factors, axis1=1, axis2=2)), axis=-1)
-    return log_weights - log_norms - np.sum(z**2, axis=-1) / 2, scores
+    return log_weights - log_norms - np.sum(z**2, axis=-1) / 2, z
 
 
 def _mean_score(terms, scores):
@@ -87,7 +84,13 @@ def mixture_score_diag(inputs, outputs):
 
 
 def mixture_score_full(inputs, outputs):
-    return [_mean_score(*_full_terms(*_exact(*inputs)))]
+    *others, factors = _exact(*inputs)
+    terms, z = _full_terms(*others, factors)
+    scores = -z
+    for i in reversed(range(z.shape[-1])):
+        scores[..., i] -= np.sum(factors[:, i + 1 :, i] * scores[..., i + 1 :], axis=-1)
+        scores[..., i] /= factors[:, i, i]
+    return [_mean_score(terms, scores)]
 
 
 def logsumexp_rows(inputs, outputs):
