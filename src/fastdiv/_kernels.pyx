@@ -380,23 +380,24 @@ cdef inline void _line_strip(
     floating peak,
     bint is_score,
     floating unit,
-    double *total,
-    double *slope,
+    floating *total,
+    floating *slope,
 ) noexcept nogil:
     """Sum the relevant components' terms at STRIP points, relative to the peak; for a score, their slopes per unit."""
     cdef const floating *log2_coefs = table + 2 * n_components
     cdef const floating *scales_2 = table + 3 * n_components
-    cdef floating partial[STRIP]
-    cdef floating partial_slope[STRIP]
+    cdef double totals[STRIP]
+    cdef double slopes[STRIP]
     cdef floating mean, scale, relative_scale, log2_coef, z, term
+    cdef Py_ssize_t n_groups = _n_blocks(n_relevant, GROUP)
     cdef Py_ssize_t group, j, k, i
     for i in range(STRIP):
-        total[i] = 0
-        slope[i] = 0
-    for group in range(_n_blocks(n_relevant, GROUP)):
+        totals[i] = 0
+        slopes[i] = 0
+    for group in range(n_groups):
         for i in range(STRIP):
-            partial[i] = 0
-            partial_slope[i] = 0
+            total[i] = 0
+            slope[i] = 0
         for j in range(group * GROUP, min((group + 1) * GROUP, n_relevant)):
             k = relevant[j]
             mean = means[k]
@@ -406,14 +407,17 @@ cdef inline void _line_strip(
             for i in range(STRIP):
                 z = (points[i] - mean) * scale
                 term = _exp2_term(log2_coef - z * z)
-                partial[i] += term
+                total[i] += term
                 if is_score:
-                    partial_slope[i] += term * (z * relative_scale)
-        for i in range(STRIP):
-            total[i] += partial[i]
-        if is_score:
+                    slope[i] += term * (z * relative_scale)
+        if n_groups > 1:
             for i in range(STRIP):
-                slope[i] += partial_slope[i]
+                totals[i] += total[i]
+                total[i] = <floating> totals[i]
+            if is_score:
+                for i in range(STRIP):
+                    slopes[i] += slope[i]
+                    slope[i] = <floating> slopes[i]
 
 
 cdef inline void _line_block(
@@ -436,12 +440,12 @@ cdef inline void _line_block(
     maximum.
     """
     cdef floating points[STRIP]
-    cdef double total[STRIP]
-    cdef double slope[STRIP]
+    cdef floating total[STRIP]
+    cdef floating slope[STRIP]
+    cdef floating lost[STRIP]
     cdef floating *result
-    cdef floating low, high, peak
-    cdef double offset
-    cdef double least = 1e-26 if floating is float else 1e-280
+    cdef floating low, high, peak, offset
+    cdef floating least = 1e-26 if floating is float else 1e-280
     cdef Py_ssize_t strip, start, k, i, n_relevant, n_lost = 0
     if n_components == 1 or n_points < LANES or unit == 0:
         n_lost = 1
@@ -454,24 +458,28 @@ cdef inline void _line_block(
         else:
             for k in range(n_components):
                 relevant[k] = k
-        offset = top + peak / LOG2_E
+        offset = <floating> (top + peak / LOG2_E)
+        for i in range(STRIP):
+            lost[i] = 0
         for strip in range(_n_blocks(n_points, STRIP)):
             start = strip * STRIP
             _load_strip(x + start, n_points - start, points)
             _line_strip(points, means, table, n_components, relevant, n_relevant, peak, is_score, unit, total, slope)
             result = &out[start] if n_points - start >= STRIP else points
             for i in range(STRIP):
-                n_lost += not total[i] >= least
+                lost[i] += not total[i] >= least
             if is_score:
                 for i in range(STRIP):
-                    result[i] = <floating> (-2 / LOG2_E * unit * (slope[i] / total[i]))
-                    n_lost += not isfinite(result[i])
+                    result[i] = <floating> (-2 / LOG2_E) * unit * (slope[i] / total[i])
+                    lost[i] += not isfinite(result[i])
             else:
                 for i in range(STRIP):
-                    result[i] = <floating> (offset + _log_normal(<floating> total[i]))
+                    result[i] = offset + _log_normal(total[i])
             if result == points:
                 for i in range(n_points - start):
                     out[start + i] = points[i]
+        for i in range(STRIP):
+            n_lost += lost[i] > 0
     if n_lost:
         _normal_terms(x, n_points, table, means, table + n_components, n_components, terms)
         if is_score:
