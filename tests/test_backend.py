@@ -30,9 +30,11 @@ def test_the_module_that_was_asked_for_is_the_one_that_runs(backend, monkeypatch
     module = _backend.kernels(backend)
     kernel = module.mixture_logpdf
     monkeypatch.setattr(module, "mixture_logpdf", lambda *args: (calls.append(backend), kernel(*args)))
-    P.logpdf(0.3, backend=backend)
+    monkeypatch.setattr(module, "ready", lambda *kernel_and_parameters: kernel_and_parameters, raising=False)
+    p = fastdiv.Normal(1, 2)
+    p.logpdf(0.3, backend=backend)
     with fastdiv.use_backend(backend):
-        P.logpdf(np.zeros(3))
+        p.logpdf(np.zeros(3))
         assert fastdiv.get_backend() == backend
     assert calls == [backend] * 2
 

@@ -81,6 +81,12 @@ def kernels(backend=None):
     return _loaded.get(name) or _load(name)
 
 
+def ready(module, name, parameters):
+    """Return a kernel of float64 and its parameters in the form that costs least to call with again and again."""
+    kernel = getattr(module, name)
+    return module.ready(kernel, parameters) if hasattr(module, "ready") else (kernel, parameters)
+
+
 def get_backend() -> str:
     """Return the name of the kernel set that runs when a call names none.
 

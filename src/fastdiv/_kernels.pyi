@@ -1,3 +1,4 @@
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -79,3 +80,6 @@ def trapezoid_kl(
     stop: int,
     out: NDArray[np.float64],
 ) -> None: ...
+def ready(
+    kernel: Callable[..., None], parameters: Iterable[NDArray[np.float64]]
+) -> tuple[Callable[..., None], tuple[memoryview, ...]]: ...

@@ -62,6 +62,28 @@ cdef double LOG2_E = 1.44269504088896340736
 cdef double SQRT_HALF_LOG2_E = 0.84932180028801904272
 
 
+def ready(kernel, parameters):
+    """Return a kernel for doubles and views of its parameters, so that no call has to choose or take them again.
+
+    This is half of the time of a call for one point.
+    """
+    cdef const double[::1] vector
+    cdef const double[:, ::1] matrix
+    cdef const double[:, :, ::1] stack
+    views = []
+    for array in parameters:
+        if array.ndim == 1:
+            vector = array
+            views.append(vector)
+        elif array.ndim == 2:
+            matrix = array
+            views.append(matrix)
+        else:
+            stack = array
+            views.append(stack)
+    return kernel["double"], tuple(views)
+
+
 cdef inline Py_ssize_t _n_blocks(Py_ssize_t size, Py_ssize_t block_size) noexcept nogil:
     return (size + block_size - 1) // block_size
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._arrays import FLOAT64, as_count, as_float_array, as_rng
-from ._backend import kernels, map_blocks
+from ._backend import kernels, map_blocks, ready
 
 if TYPE_CHECKING:
     from ._arrays import ArrayLike, Floats, NDArray, Seed
@@ -149,6 +149,10 @@ class Mixture:
         # Writable copies: Numba compiles anew for every mix of read-only arguments.
         self._parameters = log_weights, self.means.copy(), self._scales.copy()
         self._parameters32 = None
+        self._ready = {}
+
+    def __getstate__(self):
+        return self.__dict__ | {"_ready": {}}
 
     def __repr__(self):
         spread = f"stds={_short(self.stds)}" if self.covs is None else f"covs={_short(self.covs)}"
@@ -161,6 +165,12 @@ class Mixture:
         if self._parameters32 is None:
             self._parameters32 = tuple(a.astype(np.float32) for a in self._parameters)
         return self._parameters32
+
+    def ready(self, module):
+        """Return the float64 log-density of a kernel set and its parameters, ready to be called many times."""
+        if module not in self._ready:
+            self._ready[module] = ready(module, self._kernel, self._parameters)
+        return self._ready[module]
 
     @cached_property
     def extent(self):
@@ -178,9 +188,13 @@ class Mixture:
 
     def logpdf_into(self, x, out, module, origin=None):
         """Write the log-density at contiguous points, given less `origin`, into `out`, on the calling thread."""
-        log_weights, means, scales = self.kernel_parameters(x.dtype)
-        means = means if origin is None else means - origin
-        getattr(module, self._kernel)(x, log_weights, means, scales, out)
+        if x.dtype == FLOAT64 and origin is None:
+            kernel, parameters = self.ready(module)
+            kernel(x, *parameters, out)
+        else:
+            log_weights, means, scales = self.kernel_parameters(x.dtype)
+            means = means if origin is None else means - origin
+            getattr(module, self._kernel)(x, log_weights, means, scales, out)
 
     def _points(self, x):
         """Return points as a contiguous array, (n,) or (n, D), of the dtype to compute in."""
@@ -222,7 +236,8 @@ class Mixture:
         if isinstance(x, float) and not self.event_shape:
             # In place: each point is read before its density is written.
             point = np.array((x,))
-            self.logpdf_into(point, point, module)
+            kernel, parameters = self.ready(module)
+            kernel(point, *parameters, point)
             return point[0]
         x = as_float_array(x, "x")
         points = self._points(x)

@@ -99,8 +99,8 @@ def trapezoid_kl(
     _check_on_line(p, "trapezoid")
     num = as_count(num, "num", 2)
     lower, upper = checked_bounds(bounds) or _default_bounds(p, q)
-    kernel = kernels(backend).trapezoid_kl
-    parameters = *p.kernel_parameters(FLOAT64), *q.kernel_parameters(FLOAT64)
+    module = kernels(backend)
+    kernel, parameters = module.trapezoid_kl, (*p.ready(module)[1], *q.ready(module)[1])
 
     def work(start, stop):
         out = np.empty(1)
