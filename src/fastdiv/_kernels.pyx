@@ -449,10 +449,12 @@ cdef inline void _line_block(
     const floating *table,
     double top,
     Py_ssize_t n_components,
-    floating *terms,
-    Py_ssize_t *relevant,
+    const Py_ssize_t *relevant,
+    Py_ssize_t n_relevant,
+    floating peak,
     bint is_score,
     floating unit,
+    floating *terms,
     floating *out,
 ) noexcept nogil:
     """Log-density of a mixture on the line, or its derivative, at a block of points.
@@ -466,21 +468,12 @@ cdef inline void _line_block(
     cdef floating slope[STRIP]
     cdef floating lost[STRIP]
     cdef floating *result
-    cdef floating low, high, peak, offset
+    cdef floating offset = <floating> (top + peak / LOG2_E)
     cdef floating least = 1e-26 if floating is float else 1e-280
-    cdef Py_ssize_t strip, start, k, i, n_relevant, n_lost = 0
+    cdef Py_ssize_t strip, start, i, n_lost = 0
     if n_components == 1 or n_points < LANES or unit == 0:
         n_lost = 1
     else:
-        n_relevant = n_components
-        peak = 0
-        if n_components >= FEW:
-            _range(x, n_points, &low, &high)
-            n_relevant = _relevant(low, high, means, table, n_components, is_score, terms, relevant, &peak)
-        else:
-            for k in range(n_components):
-                relevant[k] = k
-        offset = <floating> (top + peak / LOG2_E)
         for i in range(STRIP):
             lost[i] = 0
         for strip in range(_n_blocks(n_points, STRIP)):
@@ -805,9 +798,11 @@ cdef int _line(
     floating *out,
 ) except -1:
     cdef Py_ssize_t n_components = means.shape[0]
-    cdef Py_ssize_t block, start, n_points
+    cdef Py_ssize_t n_relevant = n_components
+    cdef Py_ssize_t block, start, n_points, k
     cdef double top
-    cdef floating least, unit
+    cdef floating least, unit, low, high
+    cdef floating peak = 0
     cdef void *scratch = malloc(n_components * ((BLOCK + 4) * sizeof(floating) + sizeof(Py_ssize_t)) + LINE)
     cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *table = terms + n_components * BLOCK
@@ -818,17 +813,46 @@ cdef int _line(
         top = _line_table(&log_weights[0], &stds[0], n_components, table)
         _range(table + 3 * n_components, n_components, &least, &unit)
         unit = unit if unit <= least * (1 << ALIKE) else 0
+        for k in range(n_components):
+            relevant[k] = k
         for block in range(_n_blocks(x.shape[0], BLOCK)):
             start = block * BLOCK
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
+            if n_components >= FEW and start % CHUNK == 0:
+                _range(&x[start], min(x.shape[0] - start, <Py_ssize_t> CHUNK), &low, &high)
+                n_relevant = _relevant(low, high, &means[0], table, n_components, is_score, terms, relevant, &peak)
             # Two calls, so that each is compiled for itself.
             if is_score:
                 _line_block(
-                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, True, unit, &out[start]
+                    &x[start],
+                    n_points,
+                    &means[0],
+                    table,
+                    top,
+                    n_components,
+                    relevant,
+                    n_relevant,
+                    peak,
+                    True,
+                    unit,
+                    terms,
+                    &out[start],
                 )
             else:
                 _line_block(
-                    &x[start], n_points, &means[0], table, top, n_components, terms, relevant, False, 1, &out[start]
+                    &x[start],
+                    n_points,
+                    &means[0],
+                    table,
+                    top,
+                    n_components,
+                    relevant,
+                    n_relevant,
+                    peak,
+                    False,
+                    1,
+                    terms,
+                    &out[start],
                 )
         free(scratch)
     return 0
