@@ -60,6 +60,14 @@ def test_a_context_belongs_to_its_thread():
 def test_the_environment_sets_the_defaults():
     code = "import fastdiv; print(fastdiv.get_backend(), fastdiv.get_num_threads())"
     assert run(code, FASTDIV_BACKEND="numpy", FASTDIV_NUM_THREADS="3").stdout.split() == ["numpy", "3"]
+    assert run(code, OMP_NUM_THREADS="3").stdout.split() == ["cython", "3"]
+    assert run(code, OMP_NUM_THREADS="3", FASTDIV_NUM_THREADS="2").stdout.split() == ["cython", "2"]
+
+
+def test_a_worker_of_joblib_uses_the_threads_that_it_was_given():
+    joblib = pytest.importorskip("joblib")
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        assert joblib.Parallel(n_jobs=2)(joblib.delayed(fastdiv.get_num_threads)() for _ in range(2)) == [1, 1]
 
 
 @pytest.mark.parametrize("cpu", _backend.CPUS)

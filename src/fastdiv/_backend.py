@@ -164,7 +164,10 @@ def _available_cpus():
 
 
 def _initial_threads():
-    asked = os.environ.get("FASTDIV_NUM_THREADS") or str(_available_cpus())
+    # Joblib and Dask tell their workers by OMP_NUM_THREADS how many threads each may use.
+    inherited = os.environ.get("OMP_NUM_THREADS", "")
+    default = inherited if inherited.isdecimal() and int(inherited) > 0 else str(_available_cpus())
+    asked = os.environ.get("FASTDIV_NUM_THREADS") or default
     if not (asked.isdecimal() and int(asked) > 0):
         raise ValueError(f"FASTDIV_NUM_THREADS must be a whole number, at least 1, got {asked!r}")
     return int(asked)
@@ -201,7 +204,7 @@ def set_num_threads(n: int) -> None:
     """Choose how many threads large work is spread over.
 
     The result of a call does not depend on it, to the last bit. The default is the number of CPUs open to the
-    process, or the environment variable ``FASTDIV_NUM_THREADS``.
+    process, or the environment variable ``FASTDIV_NUM_THREADS``, or else ``OMP_NUM_THREADS``.
 
     Parameters
     ----------
