@@ -9,7 +9,9 @@ from math import fabs, inf, isfinite, log, log1p, sqrt
 
 import numpy as np
 from numba import njit, types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numba.np import arrayobj
 
 __all__ = [
     "log_ratio_moments",
@@ -26,16 +28,15 @@ __all__ = [
     "trapezoid_kl",
 ]
 
-BLOCK = 256
-GRID = 128
-MIDDLE = 64
+BLOCK = 64
+GRID = 2 * BLOCK
 GENTLE = 100
 GROUP = 8
-STRIP = 32
 ALIKE = 14
 FEW = 4
 LANES = 8
 CHUNK = 256
+LINE = 64
 HALF_LOG_2PI = 0.5 * log(2 * np.pi)
 SQRT_HALF = sqrt(0.5)
 LOG2_E = 1 / log(2)
@@ -45,6 +46,8 @@ OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
 _kernel = njit(nogil=True, cache=os.environ.get("FASTDIV_NUMBA_CACHE") == "1", **OPTIONS)
 # A loop is put in vectors only if what it calls is inlined.
 _inline = njit(nogil=True, forceinline=True, **OPTIONS)
+# Nor is a sum, unless it may be taken in any order.
+_inline_any_order = njit(nogil=True, forceinline=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
 # The polynomials and the bits are those of _vecmath.h, where they are explained. Float32 constants keep float32
@@ -65,10 +68,17 @@ LOG_SERIES = (
     0.15331710618210773,
     0.14616585424888623,
 )
+LOG_SERIES32 = tuple(map(np.float32, (0.6666667, 0.40000123, 0.28550822, 0.23330468)))
 ROOT_HALF = 0x3FE6A09E667F3BCD
 ONE = 0x3FF0000000000000
+ROOT_HALF32 = np.int32(0x3F3504F3)
+ONE32 = np.int32(0x3F800000)
+MANTISSA32 = np.int32(0x007FFFFF)
 LN2_HI = 6.93147180369123816490e-01
 LN2_LO = 1.90821492927058770002e-10
+LN2_HI32 = np.float32(0.693359375)
+LN2_LO32 = np.float32(-2.12194440e-4)
+HALF32 = np.float32(0.5)
 
 
 def _exp2_term(x):
@@ -98,19 +108,35 @@ def _exp2_term_of_type(x):
     return in_float if x == types.float32 else in_double
 
 
-@_inline
 def _log_normal(x):
-    """Log of a normal positive float64."""
-    bits = np.float64(x).view(np.int64) + (ONE - ROOT_HALF)
-    k = np.float64((bits >> 52) - 1023)
-    f = np.int64((bits & 0x000FFFFFFFFFFFFF) + ROOT_HALF).view(np.float64) - 1
-    s = f / (2 + f)
-    z = s * s
-    z2 = z * z
-    half_square = 0.5 * f * f
-    series = LOG_SERIES[0] + z * LOG_SERIES[1] + z2 * (LOG_SERIES[2] + z * LOG_SERIES[3])
-    series += z2 * z2 * (LOG_SERIES[4] + z * LOG_SERIES[5] + z2 * LOG_SERIES[6])
-    return k * LN2_HI + (f - (half_square - (s * (half_square + z * series) + k * LN2_LO)))
+    """Log of a normal positive number."""
+
+
+@overload(_log_normal, jit_options={"forceinline": True, **OPTIONS})
+def _log_normal_of_type(x):
+    def in_double(x):
+        bits = np.float64(x).view(np.int64) + (ONE - ROOT_HALF)
+        k = np.float64((bits >> 52) - 1023)
+        f = np.int64((bits & 0x000FFFFFFFFFFFFF) + ROOT_HALF).view(np.float64) - 1
+        s = f / (2 + f)
+        z = s * s
+        z2 = z * z
+        half_square = 0.5 * f * f
+        series = LOG_SERIES[0] + z * LOG_SERIES[1] + z2 * (LOG_SERIES[2] + z * LOG_SERIES[3])
+        series += z2 * z2 * (LOG_SERIES[4] + z * LOG_SERIES[5] + z2 * LOG_SERIES[6])
+        return k * LN2_HI + (f - (half_square - (s * (half_square + z * series) + k * LN2_LO)))
+
+    def in_float(x):
+        bits = np.int32(np.float32(x).view(np.int32) + (ONE32 - ROOT_HALF32))
+        k = np.float32(np.int32(bits >> 23) - np.int32(127))
+        f = np.int32((bits & MANTISSA32) + ROOT_HALF32).view(np.float32) - np.float32(1)
+        s = f / (np.float32(2) + f)
+        z = s * s
+        half_square = HALF32 * f * f
+        series = LOG_SERIES32[0] + z * LOG_SERIES32[1] + z * z * (LOG_SERIES32[2] + z * LOG_SERIES32[3])
+        return k * LN2_HI32 + (f - (half_square - (s * (half_square + z * series) + k * LN2_LO32)))
+
+    return in_float if x == types.float32 else in_double
 
 
 @_inline
@@ -118,6 +144,15 @@ def _log1p(x):
     """Log of 1 + x for x from 0 to 1: what rounding takes from 1 + x is added (Kahan 1965)."""
     w = 1 + np.float64(x)
     return _log_normal(w) + (x - (w - 1)) / w
+
+
+@_inline_any_order
+def _sum(values):
+    """Add values up in any order, so that the compiler can put them in vector lanes."""
+    total = 0.0
+    for i in range(len(values)):
+        total += values[i]
+    return total
 
 
 @_inline
@@ -133,63 +168,151 @@ def _two_sum(total, compensation, term):
 
 @_inline
 def _exp(x):
-    # libm is slow where it underflows.
-    return 0.0 if x < -745.14 else np.exp(x)
+    """Exp without libm, and so in vectors. 2**n is two factors, because n may be beyond the exponents of one."""
+    x = -746.0 if x < -746.0 else x
+    x = 710.0 if x > 710.0 else x
+    n = (np.float64(x) * LOG2_E + MAGIC) - MAGIC
+    half = np.int64(n) >> 1
+    high = np.int64((half + 1023) << 52).view(np.float64)
+    low = np.int64((np.int64(n) - half + 1023) << 52).view(np.float64)
+    return _exp2_term(((x - n * LN2_HI) - n * LN2_LO) * LOG2_E) * high * low
+
+
+@_inline_any_order
+def _sum_of_exps(values, shift):
+    """Sum the exponentials of values less the shift, without those that are 1, and count these."""
+    total = 0.0
+    ties = 0
+    for i in range(len(values)):
+        x = values[i] - shift
+        ties += x == 0
+        total += 0.0 if x == 0 else _exp(x)
+    return total, ties
+
+
+@intrinsic
+def _block(typing_context, dtype):
+    """Return BLOCK numbers on the stack, which the compiler can keep in vector registers while they are summed.
+
+    Nor can they overlap what a function is given. So a helper has blocks of its own; they end with it.
+    """
+
+    def make(context, builder, signature, args):
+        number = context.get_data_type(dtype.dtype)
+        data = cgutils.alloca_once(builder, number, BLOCK)
+        data.align = LINE
+        shape, itemsize = (context.get_constant(types.intp, n) for n in (BLOCK, context.get_abi_sizeof(number)))
+        array = context.make_array(signature.return_type)(context, builder)
+        arrayobj.populate_array(array, data, [shape], [itemsize], itemsize, None)
+        return array._getvalue()
+
+    return types.Array(dtype.dtype, 1, "C")(dtype), make
 
 
 @_kernel
-def _column_shifts(terms, n_points, shift):
+def _empty_rows(n_rows, dtype):
+    """Return an array (n_rows, BLOCK) that begins a cache line: vectors that cross lines are slow."""
+    size = n_rows * BLOCK
+    scratch = np.empty(size + LINE, dtype)
+    skip = -scratch.ctypes.data % LINE // scratch.itemsize
+    return scratch[skip : skip + size].reshape(n_rows, BLOCK)
+
+
+@_inline
+def _load_block(x, start, points):
+    """Copy the next BLOCK of the points, the last one again to fill it."""
+    # Indices that start at 0 cannot be negative, which would keep a loop out of vectors.
+    left = x[start : start + BLOCK]
+    for i in range(len(left)):
+        points[i] = left[i]
+    for i in range(len(left), BLOCK):
+        points[i] = left[len(left) - 1]
+
+
+@_inline
+def _store_block(block, start, out):
+    left = out[start : start + BLOCK]
+    for i in range(len(left)):
+        left[i] = block[i]
+
+
+@_inline
+def _load_columns(x, start, columns):
+    """Write the next BLOCK points as columns (n_dims, BLOCK), the last one again to fill them."""
+    left = x[start : start + BLOCK]
+    for d in range(len(columns)):
+        for i in range(BLOCK):
+            columns[d, i] = left[min(i, len(left) - 1), d]
+
+
+@_inline
+def _store_rows(columns, start, out):
+    left = out[start : start + BLOCK]
+    for i in range(len(left)):
+        for d in range(len(columns)):
+            left[i, d] = columns[d, i]
+
+
+@_inline
+def _column_shifts(terms, shift):
     """Find the largest of each column of terms (n_terms, BLOCK).
 
     A column without a finite maximum is not shifted: its -inf and NaN then come out as exp and log make them.
     """
-    number = terms.dtype.type
-    shift[:n_points] = terms[0, :n_points]
-    for k in range(1, len(terms)):
-        for i in range(n_points):
-            shift[i] = terms[k, i] if terms[k, i] > shift[i] else shift[i]
-    for i in range(n_points):
-        shift[i] = shift[i] if isfinite(shift[i]) else number(0)
+    largest = _block(terms.dtype)
+    for i in range(BLOCK):
+        largest[i] = -inf
+    for k in range(len(terms)):
+        for i in range(BLOCK):
+            term, before = terms[k, i], largest[i]
+            largest[i] = term if term > before else before
+    for i in range(BLOCK):
+        shift[i] = largest[i] if isfinite(largest[i]) else terms.dtype.type(0)
 
 
 @_kernel
-def _logsumexp_columns(terms, n_points, out):
+def _logsumexp_columns(terms, out):
     """Reduce terms (n_terms, BLOCK) over its rows."""
     number = terms.dtype.type
     n_terms = len(terms)
     if n_terms == 1:
-        out[:n_points] = terms[0, :n_points]
+        for i in range(BLOCK):
+            out[i] = terms[0, i]
         return
-    shift = np.empty(BLOCK, terms.dtype)
-    partial = np.empty(BLOCK, terms.dtype)
-    total = np.zeros(BLOCK)
-    _column_shifts(terms, n_points, shift)
+    shift, partial, total = _block(terms.dtype), _block(terms.dtype), _block(np.float64)
+    _column_shifts(terms, shift)
+    for i in range(BLOCK):
+        total[i] = 0
     for first in range(0, n_terms, GROUP):
-        partial[:] = 0
+        for i in range(BLOCK):
+            partial[i] = 0
         for k in range(first, min(first + GROUP, n_terms)):
-            for i in range(n_points):
+            for i in range(BLOCK):
                 partial[i] += _exp2_term((terms[k, i] - shift[i]) * number(LOG2_E))
-        for i in range(n_points):
+        for i in range(BLOCK):
             total[i] += partial[i]
-    for i in range(n_points):
-        out[i] = shift[i] + log(total[i])
+    for i in range(BLOCK):
+        # A total is 1 or more, or 0 or NaN.
+        out[i] = shift[i] + (_log_normal(total[i]) if total[i] > 0 else total[i] - inf)
 
 
 @_kernel
-def _responsibilities(terms, n_points):
+def _responsibilities(terms):
     """Make each column of terms (n_terms, BLOCK) its softmax: NaN where all of them are -inf."""
     number = terms.dtype.type
-    shift = np.empty(BLOCK, terms.dtype)
-    total = np.zeros(BLOCK)
-    _column_shifts(terms, n_points, shift)
+    shift, total = _block(terms.dtype), _block(np.float64)
+    _column_shifts(terms, shift)
+    for i in range(BLOCK):
+        total[i] = 0
     for k in range(len(terms)):
-        for i in range(n_points):
-            terms[k, i] = _exp2_term((terms[k, i] - shift[i]) * number(LOG2_E))
-            total[i] += terms[k, i]
-    for i in range(n_points):
-        shift[i] = number(1 / total[i])
+        for i in range(BLOCK):
+            term = _exp2_term((terms[k, i] - shift[i]) * number(LOG2_E))
+            terms[k, i] = term
+            total[i] += term
+    for i in range(BLOCK):
+        shift[i] = 1 / total[i]
     for k in range(len(terms)):
-        for i in range(n_points):
+        for i in range(BLOCK):
             terms[k, i] *= shift[i]
 
 
@@ -206,19 +329,19 @@ def _log_coefficients(log_weights, scales):
 
 
 @_kernel
-def _line_table(log_weights, stds):
-    """Return a mixture's table and its largest log-coefficient.
+def _line_table(log_weights, stds, table):
+    """Fill a mixture's table and return its largest log-coefficient.
 
     Its rows are log-coefficients and scales; and the same in base 2, the coefficients less the largest.
     """
-    table = np.empty((4, len(stds)), log_weights.dtype)
-    table[0] = _log_coefficients(log_weights, stds.reshape(-1, 1))
-    top = np.float64(table[0].max())
+    log_coefs = _log_coefficients(log_weights, stds.reshape(-1, 1))
+    top = np.float64(log_coefs.max())
     for k in range(len(stds)):
+        table[0, k] = log_coefs[k]
         table[1, k] = SQRT_HALF / stds[k]
-        table[2, k] = (table[0, k] - top) * LOG2_E
+        table[2, k] = (log_coefs[k] - top) * LOG2_E
         table[3, k] = sqrt(0.5 * LOG2_E) / stds[k]
-    return table, top
+    return top
 
 
 @_kernel
@@ -247,125 +370,116 @@ def _relevant(low, high, means, table, extra, bounds, relevant):
     return n_relevant, peak if isfinite(peak) else number(0)
 
 
-@_kernel
-def _shifted_terms(x, means, table, terms):
+@_inline
+def _shifted_terms(points, means, table, terms):
     """Terms of a mixture on the line, to be shifted by the largest at each point."""
     for k in range(len(means)):
         log_coef, scale, mean = table[0, k], table[1, k], means[k]
-        for i in range(len(x)):
-            z = (x[i] - mean) * scale
+        for i in range(BLOCK):
+            z = (points[i] - mean) * scale
             terms[k, i] = log_coef - z * z
 
 
-@_kernel
-def _normal_slopes(x, responsibilities, means, scales, out):
+@_inline
+def _normal_slopes(points, responsibilities, means, scales, out):
     """Sum the components' scores (mean - x) / std^2 by their responsibilities; nothing is 0 times infinity."""
-    total = np.zeros(BLOCK, x.dtype)
+    half = _block(points.dtype)
+    for i in range(BLOCK):
+        half[i] = 0
     for k in range(len(means)):
         mean, scale = means[k], scales[k]
-        for i in range(len(x)):
+        for i in range(BLOCK):
             share = responsibilities[k, i]
-            slope = (mean - x[i]) * scale * scale * 2
-            total[i] += share * slope if share != 0 else x.dtype.type(0)
-    for i in range(len(x)):
-        out[i] = total[i]
+            slope = share * ((mean - points[i]) * scale * scale)
+            half[i] += slope if share != 0 else points.dtype.type(0)
+    for i in range(BLOCK):
+        out[i] = 2 * half[i]
 
 
 @_kernel
-def _line_block(x, means, table, top, unit, out):
-    """Log-density of a mixture on the line, or its derivative, at a block of points.
+def _line(x, means, table, top, unit, out):
+    """Log-density of a mixture on the line, or its derivative.
 
     Which is wanted is known when the function is compiled: the density if unit is None.
 
-    One pass sums the exponentials of all terms less a bound that they share. Where nearly nothing of a sum is left,
+    One pass sums the exponentials of all terms less a bound that a chunk shares. Where nearly nothing of a sum is left,
     or slopes are too unlike for one unit, which is 0 then, each point's terms are written down and shifted by their own
     maximum.
     """
-    n_components, n_points = len(means), len(x)
+    n_components = len(means)
     number = x.dtype.type
     least = 1e-26 if x.itemsize == 4 else 1e-280
-    n_lost = 0
-    if n_components == 1 or n_points < LANES or (unit is not None and unit == 0):
-        n_lost = 1
-    else:
-        # Only arrays that are made in the function are known not to overlap.
-        points, partial, partial_slope = np.empty(STRIP, x.dtype), np.empty(STRIP, x.dtype), np.empty(STRIP, x.dtype)
-        total, slope, result = np.empty(STRIP), np.empty(STRIP), np.empty(STRIP)
-        relevant = np.arange(n_components)
-        n_relevant, peak = n_components, number(0)
-        if n_components >= FEW:
+    points, partial, partial_slope, result = _block(x.dtype), _block(x.dtype), _block(x.dtype), _block(x.dtype)
+    total, slope = _block(np.float64), _block(np.float64)
+    terms, bounds = _empty_rows(n_components, x.dtype), np.empty((2, n_components), x.dtype)
+    relevant = np.arange(n_components)
+    n_relevant, peak = n_components, number(0)
+    for start in range(0, len(x), BLOCK):
+        if n_components >= FEW and start % CHUNK == 0:
             low, high = number(inf), number(-inf)
-            for i in range(n_points):
-                low = x[i] if x[i] < low else low
-                high = x[i] if x[i] > high else high
-            bounds = np.empty((2, n_components), x.dtype)
+            for value in x[start : start + CHUNK]:
+                low = value if value < low else low
+                high = value if value > high else high
             n_relevant, peak = _relevant(low, high, means, table, 0 if unit is None else 2 * ALIKE, bounds, relevant)
-        offset = top + peak / LOG2_E
-        for start in range(0, n_points, STRIP):
-            n_left = min(n_points - start, STRIP)
-            for i in range(STRIP):
-                points[i] = x[min(start + i, n_points - 1)]
+        _load_block(x, start, points)
+        n_lost = 0
+        if n_components == 1 or (unit is not None and unit == 0):
+            n_lost = 1
+        else:
+            for i in range(BLOCK):
                 total[i] = 0
                 slope[i] = 0
             for first in range(0, n_relevant, GROUP):
-                for i in range(STRIP):
+                for i in range(BLOCK):
                     partial[i] = 0
                     partial_slope[i] = 0
                 for j in range(first, min(first + GROUP, n_relevant)):
                     k = relevant[j]
-                    mean = means[k]
-                    scale = table[3, k]
-                    log2_coef = table[2, k] - peak
-                    if unit is None:
-                        for i in range(STRIP):
-                            z = (points[i] - mean) * scale
-                            partial[i] += _exp2_term(log2_coef - z * z)
-                    else:
-                        relative_scale = scale / unit
-                        for i in range(STRIP):
-                            z = (points[i] - mean) * scale
-                            term = _exp2_term(log2_coef - z * z)
-                            partial[i] += term
+                    mean, scale, log2_coef = means[k], table[3, k], table[2, k] - peak
+                    relative_scale = scale if unit is None else scale / unit
+                    for i in range(BLOCK):
+                        z = (points[i] - mean) * scale
+                        term = _exp2_term(log2_coef - z * z)
+                        partial[i] += term
+                        if unit is not None:
                             partial_slope[i] += term * (z * relative_scale)
-                for i in range(STRIP):
+                for i in range(BLOCK):
                     total[i] += partial[i]
                     slope[i] += partial_slope[i]
-            for i in range(STRIP):
+            for i in range(BLOCK):
                 n_lost += not total[i] >= least
             if unit is None:
-                for i in range(STRIP):
-                    result[i] = offset + _log_normal(total[i])
+                offset = top + peak / LOG2_E
+                for i in range(BLOCK):
+                    result[i] = offset + _log_normal(number(total[i]))
             else:
-                for i in range(STRIP):
+                for i in range(BLOCK):
                     result[i] = -2 / LOG2_E * unit * (slope[i] / total[i])
-                for i in range(STRIP):
                     n_lost += not isfinite(result[i])
-            for i in range(n_left):
-                out[start + i] = result[i]
-    if n_lost:
-        terms = np.empty((n_components, n_points), x.dtype)
-        _shifted_terms(x, means, table, terms)
-        if unit is None:
-            _logsumexp_columns(terms, n_points, out)
-        else:
-            _responsibilities(terms, n_points)
-            _normal_slopes(x, terms, means, table[1], out)
+        if n_lost:
+            _shifted_terms(points, means, table, terms)
+            if unit is None:
+                _logsumexp_columns(terms, result)
+            else:
+                _responsibilities(terms)
+                _normal_slopes(points, terms, means, table[1], result)
+        _store_block(result, start, out)
 
 
 @_kernel
 def mixture_logpdf(x, log_weights, means, stds, out):
-    table, top = _line_table(log_weights, stds)
-    for start in range(0, len(x), BLOCK):
-        _line_block(x[start : start + BLOCK], means, table, top, None, out[start : start + BLOCK])
+    table = np.empty((4, len(means)), x.dtype)
+    top = _line_table(log_weights, stds, table)
+    _line(x, means, table, top, None, out)
 
 
 @_kernel
 def mixture_score(x, log_weights, means, stds, out):
-    table, top = _line_table(log_weights, stds)
+    table = np.empty((4, len(means)), x.dtype)
+    top = _line_table(log_weights, stds, table)
     unit = table[3].max()
     unit = unit if unit <= table[3].min() * (1 << ALIKE) else x.dtype.type(0)
-    for start in range(0, len(x), BLOCK):
-        _line_block(x[start : start + BLOCK], means, table, top, unit, out[start : start + BLOCK])
+    _line(x, means, table, top, unit, out)
 
 
 # Whether the density or the score is wanted, the dimensions of `out` tell, when the function is compiled.
@@ -373,24 +487,35 @@ def mixture_score(x, log_weights, means, stds, out):
 def _diag(x, log_weights, means, stds, out):
     n_components, n_dims = means.shape
     log_coefs = _log_coefficients(log_weights, stds)
-    terms = np.empty((n_components, BLOCK), dtype=x.dtype)
+    scales = np.empty_like(stds)
+    for k in range(n_components):
+        for d in range(n_dims):
+            scales[k, d] = SQRT_HALF / stds[k, d]
+    terms = _empty_rows(n_components, x.dtype)
+    columns = _empty_rows(n_dims, x.dtype)
+    slopes = _empty_rows(n_dims, x.dtype)
+    square, result = _block(x.dtype), _block(x.dtype)
     for start in range(0, len(x), BLOCK):
-        points = x[start : start + BLOCK]
+        _load_columns(x, start, columns)
         for k in range(n_components):
-            terms[k] = log_coefs[k]
+            for i in range(BLOCK):
+                square[i] = 0
             for d in range(n_dims):
-                mean = means[k, d]
-                scale = x.dtype.type(SQRT_HALF / stds[k, d])
-                for i in range(len(points)):
-                    z = (points[i, d] - mean) * scale
-                    terms[k, i] -= z * z
+                mean, scale = means[k, d], scales[k, d]
+                for i in range(BLOCK):
+                    z = (columns[d, i] - mean) * scale
+                    square[i] += z * z
+            log_coef = log_coefs[k]
+            for i in range(BLOCK):
+                terms[k, i] = log_coef - square[i]
         if out.ndim == 1:
-            _logsumexp_columns(terms, len(points), out[start:])
+            _logsumexp_columns(terms, result)
+            _store_block(result, start, out)
         else:
-            _responsibilities(terms, len(points))
+            _responsibilities(terms)
             for d in range(n_dims):
-                scales = (SQRT_HALF / stds[:, d]).astype(x.dtype)
-                _normal_slopes(points[:, d], terms, means[:, d], scales, out[start : start + BLOCK, d])
+                _normal_slopes(columns[d], terms, means[:, d], scales[:, d], slopes[d])
+            _store_rows(slopes, start, out)
 
 
 @_kernel
@@ -403,56 +528,78 @@ def mixture_score_diag(x, log_weights, means, stds, out):
     _diag(x, log_weights, means, stds, out)
 
 
+@_inline
+def _substitute(rows, inverses, origin, step, z):
+    """Solve a triangular system in place of z (n_dims, BLOCK), two coordinates at a time, by steps from the origin."""
+    z_d, z_b = _block(z.dtype), _block(z.dtype)
+    for j in range(0, len(z), 2):
+        # Beside the last one of an odd number is a copy that counts nothing.
+        d, b = origin + j * step, origin + min(j + 1, len(z) - 1) * step
+        for i in range(BLOCK):
+            z_d[i] = z[d, i]
+            z_b[i] = z[b, i]
+        for e in range(origin, d, step):
+            factor, factor_b = rows[d, e], rows[b, e]
+            for i in range(BLOCK):
+                z_d[i] -= factor * z[e, i]
+                z_b[i] -= factor_b * z[e, i]
+        factor, inverse, inverse_b = rows[b, d], inverses[d], inverses[b]
+        for i in range(BLOCK):
+            z[b, i] = (z_b[i] - factor * (z_d[i] * inverse)) * inverse_b
+        for i in range(BLOCK):
+            z[d, i] = z_d[i] * inverse
+
+
 @_kernel
 def _full(x, log_weights, means, choleskys, out):
     n_components, n_dims = means.shape
-    diagonals = np.empty_like(means)
-    for d in range(n_dims):
-        diagonals[:, d] = choleskys[:, d, d]
+    number = x.dtype.type
+    diagonals, inverses = np.empty_like(means), np.empty_like(means)
+    for k in range(n_components):
+        for d in range(n_dims):
+            diagonals[k, d] = choleskys[k, d, d]
+            inverses[k, d] = 1 / choleskys[k, d, d]
     log_coefs = _log_coefficients(log_weights, diagonals)
-    terms = np.empty((n_components, BLOCK), dtype=x.dtype)
+    terms = _empty_rows(n_components, x.dtype)
+    columns = _empty_rows(n_dims, x.dtype)
+    slopes = _empty_rows(n_dims, x.dtype)
     # The score needs every component's z once more, the density none.
     stored = 1 if out.ndim == 1 else n_components
-    z = np.empty((stored, n_dims, BLOCK), dtype=x.dtype)
-    slopes = np.empty((n_dims, BLOCK), dtype=x.dtype)
-    root, root_2 = x.dtype.type(SQRT_HALF), x.dtype.type(1 / SQRT_HALF)
+    z = _empty_rows(stored * n_dims, x.dtype).reshape(stored, n_dims, BLOCK)
+    minus, share, result = _block(x.dtype), _block(x.dtype), _block(x.dtype)
     for start in range(0, len(x), BLOCK):
-        points = x[start : start + BLOCK]
+        _load_columns(x, start, columns)
         for k in range(n_components):
-            j = k % stored
-            terms[k] = log_coefs[k]
-            # Solve L z = (x - mean) / sqrt(2) by forward substitution, a dimension of all points at a time.
+            z_k = z[k % stored]
             for d in range(n_dims):
-                for i in range(len(points)):
-                    z[j, d, i] = (points[i, d] - means[k, d]) * root
-                for e in range(d):
-                    factor = choleskys[k, d, e]
-                    for i in range(len(points)):
-                        z[j, d, i] -= factor * z[j, e, i]
-                factor = x.dtype.type(1 / choleskys[k, d, d])
-                for i in range(len(points)):
-                    z[j, d, i] *= factor
-                    terms[k, i] -= z[j, d, i] * z[j, d, i]
+                mean = means[k, d]
+                for i in range(BLOCK):
+                    z_k[d, i] = (columns[d, i] - mean) * number(SQRT_HALF)
+            _substitute(choleskys[k], inverses[k], 0, 1, z_k)
+            log_coef = log_coefs[k]
+            for i in range(BLOCK):
+                minus[i] = z_k[0, i] * z_k[0, i] - log_coef
+            for d in range(1, n_dims):
+                for i in range(BLOCK):
+                    minus[i] += z_k[d, i] * z_k[d, i]
+            for i in range(BLOCK):
+                terms[k, i] = -minus[i]
         if out.ndim == 1:
-            _logsumexp_columns(terms, len(points), out[start:])
+            _logsumexp_columns(terms, result)
+            _store_block(result, start, out)
         else:
-            _responsibilities(terms, len(points))
+            _responsibilities(terms)
             slopes[:] = 0
             for k in range(n_components):
-                # Solve the transpose by backward substitution, in place.
-                for d in range(n_dims - 1, -1, -1):
-                    for e in range(d + 1, n_dims):
-                        factor = choleskys[k, e, d]
-                        for i in range(len(points)):
-                            z[k, d, i] -= factor * z[k, e, i]
-                    factor = x.dtype.type(1 / choleskys[k, d, d])
-                    for i in range(len(points)):
-                        z[k, d, i] *= factor
-                        share = terms[k, i] * root_2
-                        slopes[d, i] -= share * z[k, d, i] if share != 0 else x.dtype.type(0)
-            for i in range(len(points)):
+                z_k = z[k]
+                _substitute(choleskys[k].T, inverses[k], n_dims - 1, -1, z_k)
+                for i in range(BLOCK):
+                    share[i] = terms[k, i] * number(1 / SQRT_HALF)
                 for d in range(n_dims):
-                    out[start + i, d] = slopes[d, i]
+                    for i in range(BLOCK):
+                        slope = share[i] * z_k[d, i]
+                        slopes[d, i] -= slope if share[i] != 0 else number(0)
+            _store_rows(slopes, start, out)
 
 
 @_kernel
@@ -476,71 +623,102 @@ def logsumexp_rows(a, out):
         total = compensation = 0.0
         ties = -1
         for start in range(0, n_terms, CHUNK):
-            remainder = 0.0
-            for k in range(start, min(start + CHUNK, n_terms)):
-                if a[row, k] == shift:
-                    ties += 1
-                else:
-                    remainder += _exp(a[row, k] - shift)
+            remainder, n_ties = _sum_of_exps(a[row, start : start + CHUNK], shift)
+            ties += n_ties
             total, compensation = _two_sum(total, compensation, remainder)
         out[row] = shift + log1p(total + compensation + ties)
 
 
 @_kernel
-def _grid_sums(lower, step, first, means, table, total):
+def _grid_table(log_weights, means, stds, step):
+    """Return a mixture's table and top in double; its further rows are means and how ratios decay in `_grid_sums`."""
+    table = np.empty((6, len(means)))
+    top = _line_table(log_weights.astype(np.float64), stds.astype(np.float64), table)
+    for k in range(len(means)):
+        table[4, k] = means[k]
+    _set_decays(table, step)
+    return table, top
+
+
+@_kernel
+def _set_decays(table, step):
+    for k in range(table.shape[1]):
+        z = LANES * step * table[3, k]
+        table[5, k] = _exp2_term(-2 * z * z)
+
+
+@_kernel
+def _grid_sums(lower, step, first, table, bounds, relevant, total):
     """Sum a block's densities on a uniform grid; return their offset in base 2 and how many are lost.
 
     LANES points on, a Gaussian is multiplied by a ratio, and the ratio by a constant. Both start anew in the middle of
     each block, before rounding adds up, and where the Gaussian changes too much within a block every point has an exp.
     """
-    sums = np.zeros(GRID)
-    bounds, relevant = np.empty((2, len(means))), np.empty(len(means), np.intp)
+    before, after = _block(np.float64), _block(np.float64)
+    for i in range(BLOCK):
+        before[i] = after[i] = 0
     low, high = lower + first * step, lower + (first + GRID - 1) * step
-    n_relevant, peak = _relevant(low, high, means, table, 0, bounds, relevant)
+    n_relevant, peak = _relevant(low, high, table[4], table, 0, bounds, relevant)
     stride = LANES * step
     for j in range(n_relevant):
         k = relevant[j]
-        mean, scale = means[k], table[3, k]
+        mean, scale, decay = table[4, k], table[3, k], table[5, k]
         log2_coef = table[2, k] - peak
         if bounds[0, k] - bounds[1, k] < GENTLE:
-            decay = _exp2_term(-2 * (stride * scale) * (stride * scale))
             for lane in range(LANES):
-                z = ((lower + (first + MIDDLE + lane) * step) - mean) * scale
+                z = ((lower + (first + BLOCK + lane) * step) - mean) * scale
                 term = _exp2_term(log2_coef - z * z)
                 ratio = _exp2_term(-(2 * z + stride * scale) * stride * scale)
                 back_ratio = decay / ratio
                 back_term = term * back_ratio
-                for i in range(MIDDLE // LANES):
-                    sums[MIDDLE + i * LANES + lane] += term
+                for i in range(0, BLOCK, LANES):
+                    after[i + lane] += term
                     term *= ratio
                     ratio *= decay
-                    sums[MIDDLE - (i + 1) * LANES + lane] += back_term
+                    before[BLOCK - LANES - i + lane] += back_term
                     back_ratio *= decay
                     back_term *= back_ratio
         else:
-            for i in range(GRID):
+            for i in range(BLOCK):
                 z = ((lower + (first + i) * step) - mean) * scale
-                sums[i] += _exp2_term(log2_coef - z * z)
+                before[i] += _exp2_term(log2_coef - z * z)
+                z = ((lower + (first + BLOCK + i) * step) - mean) * scale
+                after[i] += _exp2_term(log2_coef - z * z)
     n_lost = 0
-    for i in range(GRID):
-        n_lost += not sums[i] >= 1e-280
-        total[i] = sums[i]
+    for i in range(BLOCK):
+        n_lost += not before[i] >= 1e-280
+        n_lost += not after[i] >= 1e-280
+        total[i] = before[i]
+    for i in range(BLOCK):
+        total[BLOCK + i] = after[i]
     return peak, n_lost
+
+
+@_kernel
+def _shifted_grid(lower, step, first, table, terms, out):
+    """Log-density at GRID points of a uniform grid, each point's terms shifted by their own maximum."""
+    points = _block(np.float64)
+    for start in range(0, GRID, BLOCK):
+        for i in range(BLOCK):
+            points[i] = lower + (first + start + i) * step
+        _shifted_terms(points, table[4], table, terms)
+        _logsumexp_columns(terms, out[start : start + BLOCK])
 
 
 @_kernel
 def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q, lower, upper, num, start, stop, out):
     step = (upper - lower) / (num - 1)
-    exact_p, exact_q = means_p.astype(np.float64), means_q.astype(np.float64)
-    table_p, top_p = _line_table(log_weights_p.astype(np.float64), stds_p.astype(np.float64))
-    table_q, top_q = _line_table(log_weights_q.astype(np.float64), stds_q.astype(np.float64))
-    sum_p, sum_q, x = np.empty(GRID), np.empty(GRID), np.empty(GRID)
+    table_p, top_p = _grid_table(log_weights_p, means_p, stds_p, step)
+    table_q, top_q = _grid_table(log_weights_q, means_q, stds_q, step)
+    n_terms = max(len(means_p), len(means_q))
+    bounds, relevant = np.empty((2, n_terms)), np.empty(n_terms, np.intp)
+    terms = _empty_rows(n_terms, np.float64)
+    sum_p, sum_q, integrand = np.empty(GRID), np.empty(GRID), np.empty(GRID)
     total = compensation = 0.0
     for first in range(start, stop, GRID):
         n_points = min(stop - first, GRID)
-        peak_p, n_lost_p = _grid_sums(lower, step, first, exact_p, table_p, sum_p)
-        peak_q, n_lost_q = _grid_sums(lower, step, first, exact_q, table_q, sum_q)
-        integrand = np.empty(GRID)
+        peak_p, n_lost_p = _grid_sums(lower, step, first, table_p, bounds, relevant, sum_p)
+        peak_q, n_lost_q = _grid_sums(lower, step, first, table_q, bounds, relevant, sum_q)
         if n_lost_p + n_lost_q == 0:
             offset_p, offset_q = top_p + peak_p / LOG2_E, top_q + peak_q / LOG2_E
             density = np.exp(offset_p)
@@ -548,12 +726,8 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
                 log_ratio = _log_normal(sum_p[i] / sum_q[i]) + (offset_p - offset_q)
                 integrand[i] = density * sum_p[i] * log_ratio
         else:
-            for i in range(GRID):
-                x[i] = lower + (first + i) * step
-            for means, table, log_density in ((exact_p, table_p, sum_p), (exact_q, table_q, sum_q)):
-                terms = np.empty((len(means), GRID))
-                _shifted_terms(x, means, table, terms)
-                _logsumexp_columns(terms, GRID, log_density)
+            _shifted_grid(lower, step, first, table_p, terms[: len(means_p)], sum_p)
+            _shifted_grid(lower, step, first, table_q, terms[: len(means_q)], sum_q)
             for i in range(GRID):
                 density = _exp(sum_p[i])
                 log_ratio = sum_p[i] - sum_q[i]
@@ -562,10 +736,7 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
             integrand[0] *= 0.5
         if first + n_points == num:
             integrand[n_points - 1] *= 0.5
-        integral = 0.0
-        for i in range(n_points):
-            integral += integrand[i]
-        total, compensation = _two_sum(total, compensation, integral)
+        total, compensation = _two_sum(total, compensation, _sum(integrand[:n_points]))
     out[0] = total + compensation
 
 
@@ -573,43 +744,38 @@ def trapezoid_kl(log_weights_p, means_p, stds_p, log_weights_q, means_q, stds_q,
 def trapezoid_cross_entropy(locs, scales, mass, lower, upper, log_weights, means, stds, out):
     n_components, num = len(means), len(mass)
     step = (upper - lower) / (num - 1)
-    table, top = _line_table(log_weights.astype(np.float64), stds.astype(np.float64))
+    table, top = _grid_table(log_weights, means, stds, step)
     # The mixture in the coordinate z of a Gaussian, its densities per unit of x.
-    local, local_means, exact_means = table.copy(), np.empty(n_components), means.astype(np.float64)
-    sums, log_q, x = np.empty(GRID), np.empty(GRID), np.empty(GRID)
-    terms = np.empty((n_components, GRID))
+    local = table.copy()
+    bounds, relevant = np.empty((2, n_components)), np.empty(n_components, np.intp)
+    terms = _empty_rows(n_components, np.float64)
+    log_q, integrand = np.empty(GRID), np.empty(GRID)
     for j in range(len(locs)):
         is_far = False
         for k in range(n_components):
             local[1, k] = table[1, k] * scales[j]
             local[3, k] = table[3, k] * scales[j]
-            local_means[k] = (exact_means[k] - locs[j]) / scales[j]
-            is_far |= not (isfinite(local_means[k]) and 0 < local[1, k] < inf)
+            local[4, k] = (table[4, k] - locs[j]) / scales[j]
+            is_far |= not (isfinite(local[4, k]) and 0 < local[1, k] < inf)
+        _set_decays(local, step)
         total = compensation = 0.0
         for first in range(0, num, GRID):
-            n_points = min(num - first, GRID)
             peak, n_lost = 0.0, 0
-            if not is_far:
-                peak, n_lost = _grid_sums(lower, step, first, local_means, local, sums)
             if is_far:
                 # Only x has room for it.
-                for i in range(GRID):
-                    x[i] = (locs[j] + lower * scales[j]) + (first + i) * (step * scales[j])
-                _shifted_terms(x, exact_means, table, terms)
-                _logsumexp_columns(terms, GRID, log_q)
-            elif n_lost:
-                for i in range(GRID):
-                    x[i] = lower + (first + i) * step
-                _shifted_terms(x, local_means, local, terms)
-                _logsumexp_columns(terms, GRID, log_q)
+                _shifted_grid(locs[j] + lower * scales[j], step * scales[j], first, table, terms, log_q)
             else:
-                offset = top + peak / LOG2_E
-                for i in range(GRID):
-                    log_q[i] = offset + _log_normal(sums[i])
-            integral = 0.0
-            for i in range(n_points):
-                integral += mass[first + i] * log_q[i] if mass[first + i] != 0 else 0.0
-            total, compensation = _two_sum(total, compensation, integral)
+                peak, n_lost = _grid_sums(lower, step, first, local, bounds, relevant, log_q)
+                if n_lost:
+                    _shifted_grid(lower, step, first, local, terms, log_q)
+                else:
+                    offset = top + peak / LOG2_E
+                    for i in range(GRID):
+                        log_q[i] = offset + _log_normal(log_q[i])
+            masses = mass[first : first + GRID]
+            for i in range(len(masses)):
+                integrand[i] = masses[i] * log_q[i] if masses[i] != 0 else 0.0
+            total, compensation = _two_sum(total, compensation, _sum(integrand[: len(masses)]))
         out[j] = -(total + compensation)
 
 
@@ -641,24 +807,32 @@ def merge_moments(other, out):
 
 @_kernel
 def log_ratio_moments(log_p, log_q, out):
-    values = np.empty(CHUNK)
+    values, squares = np.empty(CHUNK), np.empty(CHUNK)
+    lows, highs = _block(np.float64), _block(np.float64)
+    for i in range(BLOCK):
+        lows[i], highs[i] = inf, -inf
     for start in range(0, len(log_p), CHUNK):
-        n = min(len(log_p) - start, CHUNK)
-        mean = 0.0
-        low, high = inf, -inf
+        p, q = log_p[start : start + CHUNK], log_q[start : start + CHUNK]
+        n = len(p)
         for i in range(n):
-            values[i] = np.float64(log_p[start + i]) - log_q[start + i]
-            mean += values[i]
-            low = values[i] if values[i] < low else low
-            high = values[i] if values[i] > high else high
-        mean /= n
-        m2 = drift = 0.0
+            values[i] = np.float64(p[i]) - q[i]
+        for i in range(n, CHUNK):
+            values[i] = values[n - 1]
+        for first in range(0, CHUNK, BLOCK):
+            for i in range(BLOCK):
+                value, low, high = values[first + i], lows[i], highs[i]
+                lows[i] = value if value < low else low
+                highs[i] = value if value > high else high
+        mean = _sum(values[:n]) / n
         for i in range(n):
-            deviation = values[i] - mean
-            drift += deviation
-            m2 += deviation * deviation
-        drift = drift / n if isfinite(drift) else 0.0
-        _merge_moments(out, n, mean, drift, m2 - n * drift * drift, low, high)
+            values[i] -= mean
+            squares[i] = values[i] * values[i]
+        drift = _sum(values[:n]) / n
+        drift = drift if isfinite(drift) else 0.0
+        _merge_moments(out, n, mean, drift, _sum(squares[:n]) - n * drift * drift, inf, -inf)
+    for i in range(BLOCK):
+        out[3] = lows[i] if lows[i] < out[3] else out[3]
+        out[4] = highs[i] if highs[i] > out[4] else out[4]
 
 
 @_kernel
