@@ -3,6 +3,8 @@
 A function has the name of its kernel; it takes the kernel's inputs, and what its outputs held before the call.
 """
 
+from itertools import pairwise
+
 import mpmath
 import numpy as np
 
@@ -147,3 +149,63 @@ def logistic_sgd_epoch(inputs, outputs):
         velocity = momentum * velocity + learning_rate * (X[batch].T @ residual / len(batch) - penalty * coef)
         coef = coef + velocity
     return [coef, loss]
+
+
+def _forward(X, layer_sizes, activation, params):
+    """Return the layers' weights, biases last, their inputs, with a 1, the hidden derivatives, and the log-odds."""
+    weights, inputs, slopes = [], [], []
+    values, ones = X, _carry(np.ones((len(X), 1)))
+    for n_in, n_out in pairwise(layer_sizes):
+        layer, params = params[: n_out * (n_in + 1)].reshape(n_out, n_in + 1), params[n_out * (n_in + 1) :]
+        weights.append(layer)
+        inputs.append(np.hstack([values, ones]))
+        values = z = inputs[-1] @ layer.T
+        if len(params):
+            odds = _exp(z)
+            if activation == 0:
+                values, slope = _log(1 + odds), odds / (1 + odds)
+            elif activation == 1:
+                values = (odds - 1 / odds) / (odds + 1 / odds)
+                slope = 1 - values**2
+            else:
+                values, slope = np.where(z > 0, z, 0 * z), np.where(z > 0, ones, 0 * z)
+            slopes.append(slope)
+    return weights, inputs, slopes, z[:, 0]
+
+
+def mlp_log_odds(inputs, outputs):
+    X, layer_sizes, activation, params = inputs
+    return [_forward(*_exact(X), layer_sizes, activation, *_exact(params))[-1]]
+
+
+def mlp_epoch(inputs, outputs):
+    X, y, sample_weight, permutation, batch_size, layer_sizes, activation, solver, *rates, n_steps = inputs
+    X, y, sample_weight, params, velocity, square = _exact(X, y, sample_weight, *outputs[:3])
+    learning_rate, momentum, decay, epsilon, alpha = map(_mp.mpf, rates)
+    root = np.frompyfunc(_mp.sqrt, 1, 1)
+    loss = 0
+    for start in range(0, len(permutation), batch_size):
+        n_steps += 1
+        batch = permutation[start : start + batch_size]
+        weights, values, slopes, log_odds = _forward(X[batch], layer_sizes, activation, params)
+        odds = _exp(log_odds)
+        loss += np.sum(sample_weight[batch] * (_log(1 + odds) - y[batch] * log_odds))
+        delta = (sample_weight[batch] * (odds / (1 + odds) - y[batch]) / len(batch))[:, None]
+        gradient = []
+        for layer, value, slope in zip(weights[::-1], values[::-1], [*slopes[::-1], None], strict=True):
+            spared = np.append(_carry(np.ones(layer.shape[1] - 1)), _mp.mpf(0))
+            gradient.insert(0, (delta.T @ value + alpha * spared * layer).ravel())
+            delta = delta @ layer[:, :-1] * slope if slope is not None else None
+        gradient = np.concatenate(gradient)
+        if solver == 2:
+            velocity = momentum * velocity - learning_rate * gradient
+            params = params + velocity
+            continue
+        square = decay * square + (1 - decay) * gradient**2
+        if solver == 0:
+            params = params - learning_rate * gradient / root(square + epsilon)
+        else:
+            velocity = momentum * velocity + (1 - momentum) * gradient
+            rate = learning_rate * _mp.sqrt(1 - decay**n_steps) / (1 - momentum**n_steps)
+            params = params - rate * velocity / (root(square) + epsilon)
+    return [params, loss]

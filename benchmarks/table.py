@@ -154,9 +154,26 @@ def _labelled(rng, n, k):
     return (features, target, rng.uniform(0.5, 1.5, n), rows, 32, 0.05, 0.9, 1e-4), (*state, np.zeros(1))
 
 
-def _coef_and_loss(outputs):
-    coef, _velocity, loss = outputs
-    return coef, loss
+def _params_and_loss(outputs):
+    params, *_, loss = outputs
+    return params, loss
+
+
+def _network(rng, n, k):
+    """One feature and two hidden layers, of 10 and 20 units, with softplus."""
+    features = rng.normal(size=(n, 1))
+    layer_sizes = np.array([1, 10, 20, 1])
+    params = rng.normal(scale=0.5, size=np.sum(layer_sizes[1:] * (layer_sizes[:-1] + 1)))
+    return (features, layer_sizes, 0, params), (np.zeros(n),)
+
+
+def _training(rng, n, k):
+    (features, layer_sizes, activation, params), _ = _network(rng, n, k)
+    target = (features[:, 0] + rng.normal(size=n) > 0).astype(np.float64)
+    rows = rng.permutation(n).astype(np.intp)
+    data = features, target, rng.uniform(0.5, 1.5, n), rows
+    state = params, np.zeros_like(params), rng.uniform(0.5, 1.5, params.size)
+    return (*data, 100, layer_sizes, activation, 0, 1e-3, 0.9, 0.9, 1e-7, 1e-4, 0), (*state, np.zeros(1))
 
 
 def _make_logpdf(rng, n, k, dtype):
@@ -241,7 +258,7 @@ def _make_fit(rng, n, k, dtype):
 
 KERNELS = [
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
-    Kernel("logistic_sgd_epoch", "ratio", _labelled, ("dtype", "n"), 1, _coef_and_loss),
+    Kernel("logistic_sgd_epoch", "ratio", _labelled, ("dtype", "n"), 1, _params_and_loss),
     Kernel("logsumexp_rows", "mixture", _rows),
     Kernel("merge_moments", "montecarlo", _moments, (), 2, _mean_and_m2),
     Kernel("mixture_logpdf", "mixture", _line),
@@ -250,6 +267,8 @@ KERNELS = [
     Kernel("mixture_score", "mixture", _gradients(_line), least=1.0),
     Kernel("mixture_score_diag", "mixture", _gradients(_diagonal), least=10.0),
     Kernel("mixture_score_full", "mixture", _gradients(_full), least=10.0),
+    Kernel("mlp_epoch", "ratio", _training, ("dtype", "n"), 1, _params_and_loss, least=1.0),
+    Kernel("mlp_log_odds", "ratio", _network, ("dtype", "n"), least=1.0),
     Kernel("trapezoid_cross_entropy", "quadrature", _gaussians, n_accumulators=1),
     Kernel("trapezoid_kl", "quadrature", _grid, n_accumulators=1),
 ]

@@ -19,6 +19,18 @@ OVER_ARRAYS(log1p)
 OVER_ARRAYS(sigmoid)
 OVER_ARRAYS(softplus)
 
+void softplus_slope_double(const double *x, double *y, double *slope, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        y[i] = fastdiv_softplus_slope(x[i], &slope[i]);
+}
+
+void softplus_slope_float(const float *x, float *y, float *slope, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        y[i] = fastdiv_softplus_slopef(x[i], &slope[i]);
+}
+
 void float_pattern(uint32_t first, uint32_t stride, float *x, ptrdiff_t n)
 {
     for (ptrdiff_t i = 0; i < n; i++)

@@ -63,6 +63,33 @@ cpdef void mixture_score_full(
     const floating[:, :, ::1] choleskys,
     floating[:, ::1] out,
 ) except *
+cpdef void mlp_epoch(
+    const floating[:, ::1] X,
+    const floating[::1] y,
+    const floating[::1] sample_weight,
+    const Py_ssize_t[::1] permutation,
+    Py_ssize_t batch_size,
+    const Py_ssize_t[::1] layer_sizes,
+    Py_ssize_t activation,
+    Py_ssize_t solver,
+    double learning_rate,
+    double momentum,
+    double decay,
+    double epsilon,
+    double alpha,
+    Py_ssize_t n_steps,
+    floating[::1] params,
+    floating[::1] velocity,
+    floating[::1] square,
+    double[::1] out,
+) except *
+cpdef void mlp_log_odds(
+    const floating[:, ::1] X,
+    const Py_ssize_t[::1] layer_sizes,
+    Py_ssize_t activation,
+    const floating[::1] params,
+    floating[::1] out,
+) except *
 cpdef void trapezoid_cross_entropy(
     const floating[::1] locs,
     const floating[::1] scales,

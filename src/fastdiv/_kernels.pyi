@@ -15,6 +15,8 @@ __all__ = [
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
+    "mlp_epoch",
+    "mlp_log_odds",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -54,6 +56,29 @@ def mixture_score_diag(
 ) -> None: ...
 def mixture_score_full(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], choleskys: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def mlp_epoch(
+    X: NDArray[_F],
+    y: NDArray[_F],
+    sample_weight: NDArray[_F],
+    permutation: NDArray[np.intp],
+    batch_size: int,
+    layer_sizes: NDArray[np.intp],
+    activation: int,
+    solver: int,
+    learning_rate: float,
+    momentum: float,
+    decay: float,
+    epsilon: float,
+    alpha: float,
+    n_steps: int,
+    params: NDArray[_F],
+    velocity: NDArray[_F],
+    square: NDArray[_F],
+    out: NDArray[np.float64],
+) -> None: ...
+def mlp_log_odds(
+    X: NDArray[_F], layer_sizes: NDArray[np.intp], activation: int, params: NDArray[_F], out: NDArray[_F]
 ) -> None: ...
 def trapezoid_cross_entropy(
     locs: NDArray[_F],

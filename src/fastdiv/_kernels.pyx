@@ -8,7 +8,7 @@ one row per component, and reduced by one shared logsumexp.
 A kernel validates nothing: shapes and dtypes are the caller's business.
 """
 
-from libc.math cimport INFINITY, fabs, isfinite, log, log1p
+from libc.math cimport INFINITY, fabs, isfinite, log, log1p, pow, sqrt
 from libc.stdlib cimport free, malloc
 
 cdef extern from "_vecmath.h" nogil:
@@ -16,6 +16,8 @@ cdef extern from "_vecmath.h" nogil:
     float fastdiv_expf(float x) noexcept
     double fastdiv_exp2_term(double x) noexcept
     float fastdiv_exp2_termf(float x) noexcept
+    double fastdiv_expm1(double x) noexcept
+    float fastdiv_expm1f(float x) noexcept
     double fastdiv_log(double x) noexcept
     double fastdiv_log_normal(double x) noexcept
     float fastdiv_log_normalf(float x) noexcept
@@ -23,6 +25,8 @@ cdef extern from "_vecmath.h" nogil:
     float fastdiv_sigmoidf(float x) noexcept
     double fastdiv_softplus(double x) noexcept
     float fastdiv_softplusf(float x) noexcept
+    double fastdiv_softplus_slope(double x, double *slope) noexcept
+    float fastdiv_softplus_slopef(float x, float *slope) noexcept
     void fastdiv_prefetch(const void *address) noexcept
 
 
@@ -37,6 +41,8 @@ __all__ = [
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
+    "mlp_epoch",
+    "mlp_log_odds",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -53,6 +59,11 @@ cdef enum:
     FEW = 4  # components, of which none is worth dropping
     GENTLE = 100  # change of an exponent that a recurrence may follow
     AHEAD = 16  # rows between a prefetch and the use
+    ROWS = 128  # rows of data whose values at all units are kept
+    SOFTPLUS = 0
+    TANH = 1
+    RMSPROP = 0
+    ADAM = 1
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
 
 cdef double HALF_LOG_2PI = 0.91893853320467274178
@@ -126,6 +137,20 @@ cdef inline floating _softplus(floating x) noexcept nogil:
         return fastdiv_softplusf(x)
     else:
         return fastdiv_softplus(x)
+
+
+cdef inline floating _expm1(floating x) noexcept nogil:
+    if floating is float:
+        return fastdiv_expm1f(x)
+    else:
+        return fastdiv_expm1(x)
+
+
+cdef inline floating _softplus_slope(floating x, floating *slope) noexcept nogil:
+    if floating is float:
+        return fastdiv_softplus_slopef(x, slope)
+    else:
+        return fastdiv_softplus_slope(x, slope)
 
 
 cdef inline double _sum(const double *values, Py_ssize_t n) noexcept nogil:
@@ -1301,5 +1326,300 @@ cpdef void logistic_sgd_epoch(
             _two_sum(&total, &compensation, loss)
         for j in range(n_features + 1):
             velocity[j] = step[j]
+        free(scratch)
+        out[0] = total + compensation
+
+
+cdef Py_ssize_t _n_units(const Py_ssize_t *layer_sizes, Py_ssize_t n_layers) noexcept nogil:
+    """Count a network's units, with the constant 1 that each layer but the last hands on, which is its bias."""
+    cdef Py_ssize_t n_units = 0, layer
+    for layer in range(n_layers):
+        n_units += layer_sizes[layer] + 1
+    return n_units
+
+
+cdef void _affine(
+    const floating *weights, Py_ssize_t n_in, Py_ssize_t n_out, Py_ssize_t n_rows, const floating *inputs, floating *out
+) noexcept nogil:
+    """Multiply weights (n_out, n_in) by inputs (n_in, ROWS)."""
+    cdef floating total[BLOCK]
+    cdef floating weight
+    cdef Py_ssize_t strip, start, unit, i, row
+    for unit in range(n_out):
+        for strip in range(_n_blocks(n_rows, BLOCK)):
+            start = strip * BLOCK
+            for row in range(BLOCK):
+                total[row] = 0
+            for i in range(n_in):
+                weight = weights[unit * n_in + i]
+                for row in range(BLOCK):
+                    total[row] += weight * inputs[i * ROWS + start + row]
+            for row in range(BLOCK):
+                out[unit * ROWS + start + row] = total[row]
+
+
+cdef void _activate(Py_ssize_t activation, Py_ssize_t n_rows, floating *values, floating *slopes) noexcept nogil:
+    """Replace the values of a unit by its activations, and write their derivatives."""
+    cdef floating value, slope
+    cdef Py_ssize_t row
+    if activation == SOFTPLUS:
+        for row in range(n_rows):
+            values[row] = _softplus_slope(values[row], &slope)
+            slopes[row] = slope
+    elif activation == TANH:
+        for row in range(n_rows):
+            value = _expm1(-2 * values[row] if values[row] > 0 else 2 * values[row])
+            value /= 2 + value
+            values[row] = -value if values[row] > 0 else value
+            slopes[row] = 1 - value * value
+    else:
+        for row in range(n_rows):
+            slopes[row] = values[row] > 0
+            values[row] = 0 if values[row] <= 0 else values[row]
+
+
+cdef inline floating _dot(const floating *a, const floating *b, Py_ssize_t n) noexcept nogil:
+    """Multiply two rows of ROWS in 2 * LANES partial sums, joined two and two; behind n one of the rows is 0."""
+    cdef floating partial[2 * LANES]
+    cdef Py_ssize_t start, lane
+    for lane in range(2 * LANES):
+        partial[lane] = 0
+    for start in range(_n_blocks(n, 2 * LANES)):
+        for lane in range(2 * LANES):
+            partial[lane] += a[start * 2 * LANES + lane] * b[start * 2 * LANES + lane]
+    for lane in range(LANES):
+        partial[lane] += partial[lane + LANES]
+    for lane in range(LANES // 2):
+        partial[lane] += partial[lane + LANES // 2]
+    for lane in range(LANES // 4):
+        partial[lane] += partial[lane + LANES // 4]
+    return partial[0] + partial[1]
+
+
+cdef floating *_forward(
+    const Py_ssize_t *layer_sizes,
+    Py_ssize_t n_layers,
+    Py_ssize_t activation,
+    const floating *params,
+    Py_ssize_t n_rows,
+    floating *values,
+    floating *slopes,
+) noexcept nogil:
+    """Fill in the values of all layers after the first, and return those of the last: the log-odds."""
+    cdef Py_ssize_t n_padded = _n_blocks(n_rows, 2 * LANES) * 2 * LANES
+    cdef Py_ssize_t layer, n_in, n_out, unit
+    for layer in range(n_layers - 1):
+        n_in = layer_sizes[layer] + 1
+        n_out = layer_sizes[layer + 1]
+        _affine(params, n_in, n_out, n_rows, values, values + n_in * ROWS)
+        params += n_in * n_out
+        values += n_in * ROWS
+        slopes += n_in * ROWS
+        if layer < n_layers - 2:
+            for unit in range(n_out):
+                _activate(activation, n_padded, values + unit * ROWS, slopes + unit * ROWS)
+    return values
+
+
+cdef void _backward(
+    const Py_ssize_t *layer_sizes,
+    Py_ssize_t n_layers,
+    const floating *params,
+    Py_ssize_t n_rows,
+    const floating *values,
+    floating *slopes,
+    floating *gradient,
+) noexcept nogil:
+    """Add to the gradient, given the loss's derivatives in the log-odds in the place of the last layer's slopes.
+
+    All three pointers are behind the last layer's first unit or weight, and go back from there.
+    """
+    cdef floating total[BLOCK]
+    cdef floating weight
+    cdef const floating *deltas
+    cdef Py_ssize_t layer, n_in, n_out, strip, start, unit, i, row
+    for layer in range(n_layers - 2, -1, -1):
+        n_in = layer_sizes[layer] + 1
+        n_out = layer_sizes[layer + 1]
+        params -= n_in * n_out
+        gradient -= n_in * n_out
+        values -= n_in * ROWS
+        deltas = slopes
+        slopes -= n_in * ROWS
+        for unit in range(n_out):
+            for i in range(n_in):
+                gradient[unit * n_in + i] += _dot(deltas + unit * ROWS, values + i * ROWS, n_rows)
+        if layer == 0:
+            return
+        for i in range(n_in - 1):
+            for strip in range(_n_blocks(n_rows, BLOCK)):
+                start = strip * BLOCK
+                for row in range(BLOCK):
+                    total[row] = 0
+                for unit in range(n_out):
+                    weight = params[unit * n_in + i]
+                    for row in range(BLOCK):
+                        total[row] += weight * deltas[unit * ROWS + start + row]
+                for row in range(BLOCK):
+                    slopes[i * ROWS + start + row] *= total[row]
+
+
+cdef void _descend(
+    Py_ssize_t solver,
+    double learning_rate,
+    double momentum,
+    double decay,
+    double epsilon,
+    Py_ssize_t n_steps,
+    const floating *gradient,
+    Py_ssize_t n_params,
+    floating *params,
+    floating *velocity,
+    floating *square,
+) noexcept nogil:
+    """Make one step of RMSprop (Tieleman & Hinton 2012), Adam (Kingma & Ba 2015) or descent with momentum."""
+    cdef floating memory = <floating> momentum
+    cdef floating fresh = <floating> (1 - momentum)
+    cdef floating square_memory = <floating> decay
+    cdef floating square_fresh = <floating> (1 - decay)
+    cdef floating tiny = <floating> epsilon
+    cdef floating rate = <floating> learning_rate
+    cdef Py_ssize_t i
+    if solver == RMSPROP:
+        for i in range(n_params):
+            square[i] = square_memory * square[i] + square_fresh * gradient[i] * gradient[i]
+            params[i] -= rate * gradient[i] / <floating> sqrt(square[i] + tiny)
+    elif solver == ADAM:
+        rate = <floating> (learning_rate * sqrt(1 - pow(decay, n_steps)) / (1 - pow(momentum, n_steps)))
+        for i in range(n_params):
+            velocity[i] = memory * velocity[i] + fresh * gradient[i]
+            square[i] = square_memory * square[i] + square_fresh * gradient[i] * gradient[i]
+            params[i] -= rate * velocity[i] / (<floating> sqrt(square[i]) + tiny)
+    else:
+        for i in range(n_params):
+            velocity[i] = memory * velocity[i] - rate * gradient[i]
+            params[i] += velocity[i]
+
+
+cpdef void mlp_log_odds(
+    const floating[:, ::1] X,
+    const Py_ssize_t[::1] layer_sizes,
+    Py_ssize_t activation,
+    const floating[::1] params,
+    floating[::1] out,
+) except *:
+    cdef Py_ssize_t n_layers = layer_sizes.shape[0]
+    cdef Py_ssize_t n_features = layer_sizes[0]
+    cdef Py_ssize_t n_units = _n_units(&layer_sizes[0], n_layers)
+    cdef Py_ssize_t block, start, n_rows, i, row
+    cdef void *scratch = malloc(2 * n_units * ROWS * sizeof(floating) + LINE)
+    cdef floating *values = <floating *> _aligned(scratch)
+    cdef floating *slopes = values + n_units * ROWS
+    cdef floating *log_odds
+    if scratch == NULL:
+        raise MemoryError
+    with nogil:
+        for i in range(n_units * ROWS):
+            values[i] = 1
+        for block in range(_n_blocks(X.shape[0], ROWS)):
+            start = block * ROWS
+            n_rows = min(X.shape[0] - start, <Py_ssize_t> ROWS)
+            for i in range(n_features):
+                for row in range(n_rows):
+                    values[i * ROWS + row] = X[start + row, i]
+            log_odds = _forward(&layer_sizes[0], n_layers, activation, &params[0], n_rows, values, slopes)
+            for row in range(n_rows):
+                out[start + row] = log_odds[row]
+        free(scratch)
+
+
+cpdef void mlp_epoch(
+    const floating[:, ::1] X,
+    const floating[::1] y,
+    const floating[::1] sample_weight,
+    const Py_ssize_t[::1] permutation,
+    Py_ssize_t batch_size,
+    const Py_ssize_t[::1] layer_sizes,
+    Py_ssize_t activation,
+    Py_ssize_t solver,
+    double learning_rate,
+    double momentum,
+    double decay,
+    double epsilon,
+    double alpha,
+    Py_ssize_t n_steps,
+    floating[::1] params,
+    floating[::1] velocity,
+    floating[::1] square,
+    double[::1] out,
+) except *:
+    cdef Py_ssize_t n_layers = layer_sizes.shape[0]
+    cdef Py_ssize_t n_units = _n_units(&layer_sizes[0], n_layers)
+    cdef Py_ssize_t n_params = params.shape[0]
+    cdef Py_ssize_t batch, start, stop, block, first, n_rows, layer, _unit, i, row
+    cdef void *scratch = malloc((2 * n_units * ROWS + n_params) * sizeof(floating) + LINE)
+    cdef floating *values = <floating *> _aligned(scratch)
+    cdef floating *slopes = values + n_units * ROWS
+    cdef floating *gradient = slopes + n_units * ROWS
+    cdef floating *log_odds
+    cdef floating *deltas
+    cdef floating targets[ROWS]
+    cdef floating weights[ROWS]
+    cdef floating losses[ROWS]
+    cdef floating share, slope
+    cdef double total = 0, compensation = 0, loss
+    if scratch == NULL:
+        raise MemoryError
+    with nogil:
+        for i in range(n_units * ROWS):
+            values[i] = 1
+        for batch in range(_n_blocks(permutation.shape[0], batch_size)):
+            start = batch * batch_size
+            stop = min(start + batch_size, permutation.shape[0])
+            share = <floating> (1.0 / (stop - start))
+            for i in range(n_params):
+                gradient[i] = 0
+            for block in range(_n_blocks(stop - start, ROWS)):
+                first = start + block * ROWS
+                n_rows = min(stop - first, <Py_ssize_t> ROWS)
+                for row in range(n_rows):
+                    for i in range(layer_sizes[0]):
+                        values[i * ROWS + row] = X[permutation[first + row], i]
+                    targets[row] = y[permutation[first + row]]
+                    weights[row] = sample_weight[permutation[first + row]]
+                for row in range(n_rows, ROWS):
+                    targets[row] = 0
+                    weights[row] = 0
+                log_odds = _forward(&layer_sizes[0], n_layers, activation, &params[0], n_rows, values, slopes)
+                deltas = slopes + (log_odds - values)
+                for row in range(ROWS):
+                    losses[row] = weights[row] * (_softplus_slope(log_odds[row], &slope) - targets[row] * log_odds[row])
+                    deltas[row] = share * weights[row] * (slope - targets[row])
+                loss = 0
+                for row in range(n_rows):
+                    loss += losses[row]
+                _two_sum(&total, &compensation, loss)
+                _backward(
+                    &layer_sizes[0], n_layers, &params[0] + n_params, n_rows, log_odds, deltas, gradient + n_params
+                )
+            i = 0
+            for layer in range(n_layers - 1):
+                for _unit in range(layer_sizes[layer + 1]):
+                    for row in range(layer_sizes[layer]):
+                        gradient[i + row] += <floating> alpha * params[i + row]
+                    i += layer_sizes[layer] + 1
+            _descend(
+                solver,
+                learning_rate,
+                momentum,
+                decay,
+                epsilon,
+                n_steps + batch + 1,
+                gradient,
+                n_params,
+                &params[0],
+                &velocity[0],
+                &square[0],
+            )
         free(scratch)
         out[0] = total + compensation

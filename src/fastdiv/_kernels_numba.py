@@ -24,6 +24,8 @@ __all__ = [
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
+    "mlp_epoch",
+    "mlp_log_odds",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -79,6 +81,19 @@ LN2_LO = 1.90821492927058770002e-10
 LN2_HI32 = np.float32(0.693359375)
 LN2_LO32 = np.float32(-2.12194440e-4)
 HALF32 = np.float32(0.5)
+# Of 2 atanh(s) / s - 2 over s squared, s up to 1/3: the series of log(1 + odds) in s = odds / (2 + odds).
+ATANH_SERIES = (
+    0.666666666666666586,
+    0.400000000000145827,
+    0.285714285671087572,
+    0.22222222717427863,
+    0.181817894361328582,
+    0.153855700649586231,
+    0.133141442096549362,
+    0.120010728095907125,
+    0.0880073848614467388,
+    0.161640456119435322,
+)
 
 
 def _exp2_term(x):
@@ -153,6 +168,30 @@ def _sum(values):
     for i in range(len(values)):
         total += values[i]
     return total
+
+
+def _softplus_slope(x):
+    """log(1 + exp(x)) and its derivative, as in _vecmath.h."""
+
+
+@overload(_softplus_slope, jit_options={"forceinline": True, **OPTIONS})
+def _softplus_slope_of_type(x):
+    number = np.float32 if x == types.float32 else np.float64
+    log2_e, zero, one, two = map(number, (LOG2_E, 0, 1, 2))
+    a, b, c, d, e, f, g, h, i, j = map(number, ATANH_SERIES)
+
+    def softplus_slope(x):
+        odds = _exp2_term(-abs(x) * log2_e)
+        inverse = one / ((one + odds) * (two + odds))
+        s = odds * (one + odds) * inverse
+        z = s * s
+        z2 = z * z
+        z4 = z2 * z2
+        series = (a + z * b) + z2 * (c + z * d) + z4 * (((e + z * f) + z2 * (g + z * h)) + z4 * (i + z * j))
+        slope = (odds if x < zero else one) * ((two + odds) * inverse)
+        return (x if x > zero else zero) + (two * s + s * (z * series)), slope
+
+    return softplus_slope
 
 
 @_inline
@@ -878,4 +917,183 @@ def logistic_sgd_epoch(
         for j in range(n_features + 1):
             coef[j] += velocity[j]
         total, compensation = _two_sum(total, compensation, loss)
+    out[0] = total + compensation
+
+
+@_inline
+def _affine(weights, inputs, out):
+    """Multiply weights (n_out, n_in) by inputs (n_in, BLOCK)."""
+    total = _block(out.dtype)
+    for unit in range(len(out)):
+        total[:] = 0
+        for i in range(len(inputs)):
+            weight, terms = weights[unit, i], inputs[i]
+            for row in range(BLOCK):
+                total[row] += weight * terms[row]
+        out[unit] = total
+
+
+@_inline
+def _activate(activation, values, slopes):
+    number = values.dtype.type
+    for row in range(BLOCK):
+        if activation == 0:
+            values[row], slopes[row] = _softplus_slope(values[row])
+        elif activation == 1:
+            value = np.tanh(values[row])
+            values[row] = value
+            slopes[row] = number(1) - value * value
+        else:
+            slopes[row] = number(values[row] > 0)
+            values[row] = number(0) if values[row] <= 0 else values[row]
+
+
+@_kernel
+def _forward(layer_sizes, activation, params, values, slopes):
+    """Fill in the values of all layers after the first; the last one's are the log-odds."""
+    at = first = 0
+    for layer in range(len(layer_sizes) - 1):
+        n_in, n_out = layer_sizes[layer] + 1, layer_sizes[layer + 1]
+        weights = params[at : at + n_out * n_in].reshape(n_out, n_in)
+        inputs, out = values[first : first + n_in], values[first + n_in : first + n_in + n_out]
+        _affine(weights, inputs, out)
+        at += n_out * n_in
+        first += n_in
+        if layer < len(layer_sizes) - 2:
+            for unit in range(n_out):
+                _activate(activation, out[unit], slopes[first + unit])
+
+
+@_inline_any_order
+def _dot(a, b):
+    total = a.dtype.type(0)
+    for i in range(BLOCK):
+        total += a[i] * b[i]
+    return total
+
+
+@_kernel
+def _backward(layer_sizes, params, values, slopes, gradient):
+    """Add to the gradient, given the loss's derivatives in the log-odds in the place of the last layer's slopes."""
+    at, first = len(params), len(values) - 2
+    total = _block(values.dtype)
+    for layer in range(len(layer_sizes) - 2, -1, -1):
+        n_in, n_out = layer_sizes[layer] + 1, layer_sizes[layer + 1]
+        at -= n_out * n_in
+        deltas = slopes[first : first + n_out]
+        first -= n_in
+        inputs = values[first : first + n_in]
+        for unit in range(n_out):
+            for i in range(n_in):
+                gradient[at + unit * n_in + i] += _dot(deltas[unit], inputs[i])
+        if layer == 0:
+            return
+        for i in range(n_in - 1):
+            total[:] = 0
+            for unit in range(n_out):
+                weight, terms = params[at + unit * n_in + i], deltas[unit]
+                for row in range(BLOCK):
+                    total[row] += weight * terms[row]
+            slope = slopes[first + i]
+            for row in range(BLOCK):
+                slope[row] *= total[row]
+
+
+@_kernel
+def mlp_log_odds(X, layer_sizes, activation, params, out):
+    n_units = np.sum(layer_sizes) + len(layer_sizes)
+    values, slopes = _empty_rows(n_units, X.dtype), _empty_rows(n_units, X.dtype)
+    values[:] = 1
+    for start in range(0, len(X), BLOCK):
+        n_rows = min(len(X) - start, BLOCK)
+        for i in range(layer_sizes[0]):
+            for row in range(n_rows):
+                values[i, row] = X[start + row, i]
+        _forward(layer_sizes, activation, params, values, slopes)
+        for row in range(n_rows):
+            out[start + row] = values[n_units - 2, row]
+
+
+@_inline
+def _descend(solver, learning_rate, momentum, decay, epsilon, n_steps, gradient, params, velocity, square):
+    """Make one step of RMSprop (Tieleman & Hinton 2012), Adam (Kingma & Ba 2015) or descent with momentum."""
+    number = params.dtype.type
+    memory, fresh = number(momentum), number(1 - momentum)
+    square_memory, square_fresh, tiny = number(decay), number(1 - decay), number(epsilon)
+    rate = number(learning_rate)
+    if solver == 1:
+        rate = number(learning_rate * sqrt(1 - decay**n_steps) / (1 - momentum**n_steps))
+    for i in range(len(params)):
+        if solver == 2:
+            velocity[i] = memory * velocity[i] - rate * gradient[i]
+            params[i] += velocity[i]
+            continue
+        square[i] = square_memory * square[i] + square_fresh * gradient[i] * gradient[i]
+        if solver == 0:
+            params[i] -= rate * gradient[i] / np.sqrt(square[i] + tiny)
+        else:
+            velocity[i] = memory * velocity[i] + fresh * gradient[i]
+            params[i] -= rate * velocity[i] / (np.sqrt(square[i]) + tiny)
+
+
+@_kernel
+def mlp_epoch(
+    X,
+    y,
+    sample_weight,
+    permutation,
+    batch_size,
+    layer_sizes,
+    activation,
+    solver,
+    learning_rate,
+    momentum,
+    decay,
+    epsilon,
+    alpha,
+    n_steps,
+    params,
+    velocity,
+    square,
+    out,
+):
+    number = X.dtype.type
+    n_units = np.sum(layer_sizes) + len(layer_sizes)
+    values, slopes = _empty_rows(n_units, X.dtype), _empty_rows(n_units, X.dtype)
+    values[:] = 1
+    log_odds, deltas = values[n_units - 2], slopes[n_units - 2]
+    gradient = np.empty_like(params)
+    targets, weights, losses = _block(X.dtype), _block(X.dtype), _block(X.dtype)
+    total = compensation = 0.0
+    for start in range(0, len(permutation), batch_size):
+        stop = min(start + batch_size, len(permutation))
+        share = number(1 / (stop - start))
+        gradient[:] = 0
+        for first in range(start, stop, BLOCK):
+            rows = permutation[first : min(first + BLOCK, stop)]
+            targets[:] = 0
+            weights[:] = 0
+            for row in range(len(rows)):
+                for i in range(layer_sizes[0]):
+                    values[i, row] = X[rows[row], i]
+                targets[row] = y[rows[row]]
+                weights[row] = sample_weight[rows[row]]
+            _forward(layer_sizes, activation, params, values, slopes)
+            for row in range(BLOCK):
+                softplus, slope = _softplus_slope(log_odds[row])
+                losses[row] = weights[row] * (softplus - targets[row] * log_odds[row])
+                deltas[row] = share * weights[row] * (slope - targets[row])
+            loss = 0.0
+            for row in range(len(rows)):
+                loss += losses[row]
+            total, compensation = _two_sum(total, compensation, loss)
+            _backward(layer_sizes, params, values, slopes, gradient)
+        at = 0
+        for layer in range(len(layer_sizes) - 1):
+            for _ in range(layer_sizes[layer + 1]):
+                for i in range(at, at + layer_sizes[layer]):
+                    gradient[i] += number(alpha) * params[i]
+                at += layer_sizes[layer] + 1
+        n_steps += 1
+        _descend(solver, learning_rate, momentum, decay, epsilon, n_steps, gradient, params, velocity, square)
     out[0] = total + compensation

@@ -3,6 +3,8 @@
 Nothing here is tuned. A kernel sees one block of the data at a time, so its temporaries stay small.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import expit, logsumexp, softmax
@@ -18,6 +20,8 @@ __all__ = [
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
+    "mlp_epoch",
+    "mlp_log_odds",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -188,4 +192,106 @@ def logistic_sgd_epoch(
         velocity[:-1] += learning_rate * (features.T @ residual / len(batch) - alpha * coef[:-1])
         velocity[-1] += learning_rate * np.mean(residual)
         coef += velocity
+    out[0] = loss
+
+
+def _layers(layer_sizes, params):
+    """Return the weights of each layer, (n_out, n_in + 1) with the biases last, as views of the parameters."""
+    layers, start = [], 0
+    for n_in, n_out in pairwise(layer_sizes):
+        layers.append(params[start : start + n_out * (n_in + 1)].reshape(n_out, n_in + 1))
+        start += layers[-1].size
+    return layers
+
+
+def _activate(activation, values):
+    """Return softplus (0), tanh (1) or the positive part (2) of values, and the derivative."""
+    if activation == 0:
+        return np.logaddexp(0, values), expit(values)
+    if activation == 1:
+        activations = np.tanh(values)
+        return activations, 1 - activations * activations
+    return np.maximum(values, 0), (values > 0).astype(values.dtype)
+
+
+def _with_one(values):
+    return np.column_stack([values, np.ones(len(values), dtype=values.dtype)])
+
+
+def _forward(X, layers, activation):
+    """Return the inputs of each layer, with a 1 for the bias, the derivatives of the hidden ones, and the log-odds."""
+    inputs, slopes = [_with_one(X)], []
+    for layer in layers[:-1]:
+        activations, slope = _activate(activation, inputs[-1] @ layer.T)
+        inputs.append(_with_one(activations))
+        slopes.append(slope)
+    return inputs, slopes, inputs[-1] @ layers[-1][0]
+
+
+@_quiet
+def mlp_log_odds(X, layer_sizes, activation, params, out):
+    """Log-odds by a network of `layer_sizes` units, inputs first; its activation is 0 softplus, 1 tanh or 2 relu."""
+    out[:] = _forward(X, _layers(layer_sizes, params), activation)[-1]
+
+
+def _descend(solver, learning_rate, momentum, decay, epsilon, n_steps, gradient, params, velocity, square):
+    """Make one step of RMSprop (Tieleman & Hinton 2012), Adam (Kingma & Ba 2015) or descent with momentum."""
+    if solver < 2:
+        square *= decay
+        square += (1 - decay) * gradient**2
+    if solver == 0:
+        params -= learning_rate * gradient / np.sqrt(square + epsilon)
+        return
+    velocity *= momentum
+    if solver == 1:
+        velocity += (1 - momentum) * gradient
+        rate = learning_rate * np.sqrt(1 - decay**n_steps) / (1 - momentum**n_steps)
+        params -= float(rate) * velocity / (np.sqrt(square) + epsilon)
+    else:
+        velocity -= learning_rate * gradient
+        params += velocity
+
+
+@_quiet
+def mlp_epoch(
+    X,
+    y,
+    sample_weight,
+    permutation,
+    batch_size,
+    layer_sizes,
+    activation,
+    solver,
+    learning_rate,
+    momentum,
+    decay,
+    epsilon,
+    alpha,
+    n_steps,
+    params,
+    velocity,
+    square,
+    out,
+):
+    """Train a network on the rows in `permutation`, a mini-batch a step, by solver 0 RMSprop, 1 Adam or 2 SGD.
+
+    The network is that of `mlp_log_odds`, the target y is 0 or 1. `params`, `velocity` and `square`, the running mean
+    of squared gradients, are updated in place; `n_steps` were made before. `out` gets the sum of the weighted losses.
+    The penalty alpha/2 |weights|^2 spares the biases.
+    """
+    gradient = np.empty_like(params)
+    layers, gradients = _layers(layer_sizes, params), _layers(layer_sizes, gradient)
+    loss = 0.0
+    for step, start in enumerate(range(0, len(permutation), batch_size), n_steps + 1):
+        batch = permutation[start : start + batch_size]
+        target, weight = y[batch], sample_weight[batch]
+        inputs, slopes, log_odds = _forward(X[batch], layers, activation)
+        loss += np.sum(weight * (np.logaddexp(0, log_odds) - target * log_odds), dtype=np.float64)
+        delta = (weight * (expit(log_odds) - target) / len(batch))[:, None]
+        for i in reversed(range(len(layers))):
+            gradients[i][:] = delta.T @ inputs[i]
+            gradients[i][:, :-1] += alpha * layers[i][:, :-1]
+            if i > 0:
+                delta = delta @ layers[i][:, :-1] * slopes[i - 1]
+        _descend(solver, learning_rate, momentum, decay, epsilon, step, gradient, params, velocity, square)
     out[0] = loss

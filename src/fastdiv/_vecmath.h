@@ -256,6 +256,37 @@ static inline float fastdiv_softplusf(float x)
     return (x > 0.0f ? x : 0.0f) + fastdiv_log1pf(fastdiv_expf(-fabsf(x)));
 }
 
+/* log(1 + exp(x)) and its derivative for one exp and one division, within 4 ulp, and |x| more where x < 0. With
+   odds = exp(-|x|) and s = odds / (2 + odds), log(1 + odds) is 2 atanh(s). */
+static inline double fastdiv_softplus_slope(double x, double *slope)
+{
+    double odds = fastdiv_exp2_term(-fabs(x) * 1.44269504088896340736);
+    double inverse = 1.0 / ((1.0 + odds) * (2.0 + odds));
+    double s = odds * (1.0 + odds) * inverse;
+    double z = s * s;
+    double z2 = z * z;
+    double z4 = z2 * z2;
+    double remainder = ((0.666666666666666586 + z * 0.400000000000145827)
+                     + z2 * (0.285714285671087572 + z * 0.22222222717427863))
+                     + z4 * (((0.181817894361328582 + z * 0.153855700649586231)
+                     + z2 * (0.133141442096549362 + z * 0.120010728095907125))
+                     + z4 * (0.0880073848614467388 + z * 0.161640456119435322));
+    *slope = (x < 0.0 ? odds : 1.0) * ((2.0 + odds) * inverse);
+    return (x > 0.0 ? x : 0.0) + (2.0 * s + s * (z * remainder));
+}
+
+static inline float fastdiv_softplus_slopef(float x, float *slope)
+{
+    float odds = fastdiv_exp2_termf(-fabsf(x) * 1.44269504f);
+    float inverse = 1.0f / ((1.0f + odds) * (2.0f + odds));
+    float s = odds * (1.0f + odds) * inverse;
+    float z = s * s;
+    float remainder = (0.666666673f + z * 0.399997063f)
+                    + z * z * ((0.28592358f + z * 0.217065758f) + z * z * 0.232243292f);
+    *slope = (x < 0.0f ? odds : 1.0f) * ((2.0f + odds) * inverse);
+    return (x > 0.0f ? x : 0.0f) + (2.0f * s + s * (z * remainder));
+}
+
 #if defined(__GNUC__)
 #define fastdiv_prefetch(address) __builtin_prefetch(address)
 #else
