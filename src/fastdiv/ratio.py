@@ -30,9 +30,11 @@ from ._backend import kernels
 from .estimate import AccuracyWarning, Estimate
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from ._arrays import ArrayLike, NDArray, Seed
 
-__all__ = ["LogisticRatioClassifier", "divergences_from_samples"]
+__all__ = ["LogisticRatioClassifier", "RatioClassifier", "divergences_from_samples"]
 
 FLOATS = (np.float64, np.float32)
 # Values of X, and steps, between two looks at Ctrl-C: a few hundredths of a second, and with NumPy a few tenths.
@@ -46,7 +48,201 @@ DECAY = 0.2
 MIN_RATE = 1e-4
 
 
-class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
+class RatioClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier of two samples as an estimator of their log-ratio: a logistic regression on terms of X.
+
+    A subclass fits the terms, `_terms`, and calls `_conclude`.
+    """
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def _check_numbers(self, **wanted):
+        """Check parameters given what they are to be, in words and as a function."""
+        for name, (words, valid) in wanted.items():
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not (math.isfinite(value) and valid(value)):
+                raise ValueError(f"{name} must be {words}, got {value!r}")
+
+    def _labelled(self, X, y, sample_weight):
+        """Return the rows with weight, their labels as 0 and 1, and their weights."""
+        X, y = validate_data(self, X, y, dtype=FLOATS, order="C")
+        check_classification_targets(y)
+        y = column_or_1d(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) > 2:
+            raise ValueError(f"Only binary classification is supported. The type of the target is {type_of_target(y)}.")
+        if len(self.classes_) < 2:
+            raise ValueError(f"y must hold two classes, got one class: {self.classes_[0]!r}")
+        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        n_q, n_p = np.bincount(labels, weights=weight)
+        if not (n_p > 0 and n_q > 0):
+            raise ValueError(f"sample_weight must leave weight in each class, got {n_q} and {n_p}")
+        self.log_prior_ratio_ = math.log(n_q / n_p)
+        if not np.all(weight > 0):
+            X, labels, weight = X[weight > 0], labels[weight > 0], weight[weight > 0]
+        return X, labels, weight
+
+    def _conclude(self, terms, labels, weight, alpha):
+        """Set the covariance of the coefficients, given weights of mean 1, and tell if the samples are separated."""
+        log_odds = self._log_odds(terms)
+        moves = _coefficient_moves(terms, labels == 1, log_odds, weight, alpha)
+        self.coef_covariance_ = moves.T @ moves
+        self.separated_ = bool(log_odds[labels == 1].min() > log_odds[labels == 0].max())
+        if self.separated_:
+            warnings.warn(
+                "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
+                "what keeps the coefficients small keeps the estimate finite",
+                AccuracyWarning,
+                stacklevel=3,
+            )
+
+    def _diagnostics(self):
+        return {"separated": self.separated_}
+
+    def fit_samples(
+        self,
+        x_p: ArrayLike,
+        x_q: ArrayLike,
+        sample_weight_p: ArrayLike | None = None,
+        sample_weight_q: ArrayLike | None = None,
+    ) -> Self:
+        """Fit to samples of p, the numerator, and q, the denominator.
+
+        Parameters
+        ----------
+        x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
+            Samples. One-dimensional arrays are taken as one feature; data frames must have the same columns.
+        sample_weight_p, sample_weight_q : array_like, shape (n_p,), (n_q,), optional
+            Weights of the samples.
+
+        Returns
+        -------
+        self
+            With labels 1 for p and 0 for q.
+
+        Raises
+        ------
+        ValueError
+            If a sample is empty, or the numbers of features differ.
+        """
+        names = [_get_feature_names(x) for x in (x_p, x_q)]
+        if all(name is not None for name in names) and list(names[0]) != list(names[1]):
+            raise ValueError(f"x_p and x_q must have the same columns, got {list(names[0])} and {list(names[1])}")
+        x_p, x_q = checked_samples(x_p, x_q)
+        weight = None
+        if sample_weight_p is not None or sample_weight_q is not None:
+            weight = np.concatenate(
+                [
+                    _check_sample_weight(sample_weight_p, x_p, dtype=x_p.dtype),
+                    _check_sample_weight(sample_weight_q, x_q, dtype=x_q.dtype),
+                ]
+            )
+        self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
+        if names[0] is not None:
+            self.feature_names_in_ = names[0]
+        return self
+
+    def _log_odds(self, terms):
+        return terms @ self.coef_[0] + self.intercept_[0]
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Log-odds of the numerator's class, as the sizes of the samples make them.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Points.
+
+        Returns
+        -------
+        ndarray, shape (n,)
+            log P(p | x) - log P(q | x), in nats.
+        """
+        check_is_fitted(self)
+        return self._log_odds(self._terms(validate_data(self, X, dtype=FLOATS, reset=False)))
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Probabilities of the two classes, shape (n, 2), in the order of `classes_`."""
+        log_odds = self.decision_function(X)
+        return np.column_stack([expit(-log_odds), expit(log_odds)])
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Return the likelier class of each point, shape (n,)."""
+        positive = self.decision_function(X) > 0
+        return self.classes_[positive.astype(np.intp)]
+
+    def log_ratio(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Estimated log p(x) - log q(x).
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Points. A one-dimensional array is taken as one feature.
+
+        Returns
+        -------
+        ndarray, shape (n,)
+            The log-odds plus log(n_q / n_p), in nats.
+        """
+        return self.decision_function(_as_matrix(X)) + self.log_prior_ratio_
+
+    def ratio(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Estimated p(x) / q(x), shape (n,)."""
+        return np.exp(self.log_ratio(X))
+
+    def kl_divergence(self, x_p: ArrayLike) -> Estimate:
+        """Estimate KL(p || q) as the mean log-ratio over samples of p.
+
+        Parameters
+        ----------
+        x_p : array_like, shape (n, n_features)
+            Samples of p. On the samples of the fit, the estimate is optimistic.
+
+        Returns
+        -------
+        Estimate
+            In nats. Its standard error holds the spread of these samples and that of the fit, taken as independent.
+        """
+        return self._estimates(x_p=x_p)["kl_pq"]
+
+    def js_divergence(self, x_p: ArrayLike, x_q: ArrayLike) -> Estimate:
+        """Estimate the Jensen-Shannon divergence from the log-ratio at samples of both.
+
+        Parameters
+        ----------
+        x_p, x_q : array_like, shape (n, n_features)
+            Samples of p and of q.
+
+        Returns
+        -------
+        Estimate
+            In nats, with a standard error as in `kl_divergence`.
+        """
+        return self._estimates(x_p=x_p, x_q=x_q)["js"]
+
+    def _estimates(self, **samples):
+        check_is_fitted(self)
+        terms = {}
+        for name, x in samples.items():
+            with _naming(name):
+                terms[name] = self._terms(validate_data(self, _as_matrix(x), dtype=FLOATS, reset=False))
+        log_ratios = {name: self._log_odds(t) + self.log_prior_ratio_ for name, t in terms.items()}
+        estimates = {}
+        for name, (means, slopes) in _functionals(**log_ratios).items():
+            gradient = sum(slope @ _with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
+            # One sample says nothing of its spread.
+            variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
+            standard_error = math.sqrt(variance + gradient @ self.coef_covariance_ @ gradient)
+            estimates[name] = _estimate(means, standard_error, **self._diagnostics())
+        return estimates
+
+
+class LogisticRatioClassifier(RatioClassifier):
     r"""Log-ratio of two densities by logistic regression on samples of both.
 
     The probability that a point came from the numerator p and not from the denominator q is modelled as
@@ -150,28 +346,18 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.backend = backend
 
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
-
     def _check_parameters(self):
         as_count(self.degree, "degree", 1)
         as_count(self.batch_size, "batch_size", 1)
         as_count(self.max_iter, "max_iter", 1)
         if self.solver != "sgd":
             raise ValueError(f"solver must be 'sgd', got {self.solver!r}")
-        for name, wanted, valid in (
-            ("alpha", "at least 0", lambda alpha: alpha >= 0),
-            ("learning_rate", "positive", lambda rate: rate > 0),
-            ("momentum", "at least 0 and under 1", lambda momentum: 0 <= momentum < 1),
-            ("tol", "at least 0", lambda tol: tol >= 0),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not (math.isfinite(value) and valid(value)):
-                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        self._check_numbers(
+            alpha=("at least 0", lambda alpha: alpha >= 0),
+            learning_rate=("positive", lambda rate: rate > 0),
+            momentum=("at least 0 and under 1", lambda momentum: 0 <= momentum < 1),
+            tol=("at least 0", lambda tol: tol >= 0),
+        )
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> LogisticRatioClassifier:
         """Fit to labelled samples.
@@ -195,21 +381,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
             If a parameter is out of range, the labels are not two, or the steps diverge.
         """
         self._check_parameters()
-        X, y = validate_data(self, X, y, dtype=FLOATS, order="C")
-        check_classification_targets(y)
-        y = column_or_1d(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) > 2:
-            raise ValueError(f"Only binary classification is supported. The type of the target is {type_of_target(y)}.")
-        if len(self.classes_) < 2:
-            raise ValueError(f"y must hold two classes, got one class: {self.classes_[0]!r}")
-        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-        n_q, n_p = np.bincount(labels, weights=weight)
-        if not (n_p > 0 and n_q > 0):
-            raise ValueError(f"sample_weight must leave weight in each class, got {n_q} and {n_p}")
-        self.log_prior_ratio_ = math.log(n_q / n_p)
-        if not np.all(weight > 0):
-            X, labels, weight = X[weight > 0], labels[weight > 0], weight[weight > 0]
+        X, labels, weight = self._labelled(X, y, sample_weight)
         polynomial = PolynomialFeatures(self.degree, include_bias=False) if self.degree > 1 else None
         steps = [("centre", StandardScaler()), ("polynomial", polynomial), ("standardise", StandardScaler())]
         self.terms_ = Pipeline(steps)
@@ -217,17 +389,7 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         terms = np.ascontiguousarray(self.terms_.fit_transform(X, **weights))
         weight = (weight * (len(weight) / weight.sum(dtype=np.float64))).astype(X.dtype)
         self._minimise(terms, labels.astype(X.dtype), weight)
-        log_odds = self._log_odds(terms)
-        moves = _coefficient_moves(terms, labels == 1, log_odds, weight, self.alpha)
-        self.coef_covariance_ = moves.T @ moves
-        self.separated_ = bool(log_odds[labels == 1].min() > log_odds[labels == 0].max())
-        if self.separated_:
-            warnings.warn(
-                "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
-                f"the penalty alpha={self.alpha} keeps the estimate finite",
-                AccuracyWarning,
-                stacklevel=2,
-            )
+        self._conclude(terms, labels, weight, self.alpha)
         return self
 
     def _minimise(self, terms, target, weight):
@@ -279,145 +441,11 @@ class LogisticRatioClassifier(ClassifierMixin, BaseEstimator):
         self.n_iter_ = len(self.loss_curve_)
         self.coef_, self.intercept_ = coef[None, :-1], coef[-1:]
 
-    def fit_samples(
-        self,
-        x_p: ArrayLike,
-        x_q: ArrayLike,
-        sample_weight_p: ArrayLike | None = None,
-        sample_weight_q: ArrayLike | None = None,
-    ) -> LogisticRatioClassifier:
-        """Fit to samples of p, the numerator, and q, the denominator.
-
-        Parameters
-        ----------
-        x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
-            Samples. One-dimensional arrays are taken as one feature; data frames must have the same columns.
-        sample_weight_p, sample_weight_q : array_like, shape (n_p,), (n_q,), optional
-            Weights of the samples.
-
-        Returns
-        -------
-        self
-            With labels 1 for p and 0 for q.
-
-        Raises
-        ------
-        ValueError
-            If a sample is empty, or the numbers of features differ.
-        """
-        names = [_get_feature_names(x) for x in (x_p, x_q)]
-        if all(name is not None for name in names) and list(names[0]) != list(names[1]):
-            raise ValueError(f"x_p and x_q must have the same columns, got {list(names[0])} and {list(names[1])}")
-        x_p, x_q = checked_samples(x_p, x_q)
-        weight = None
-        if sample_weight_p is not None or sample_weight_q is not None:
-            weight = np.concatenate(
-                [
-                    _check_sample_weight(sample_weight_p, x_p, dtype=x_p.dtype),
-                    _check_sample_weight(sample_weight_q, x_q, dtype=x_q.dtype),
-                ]
-            )
-        self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
-        if names[0] is not None:
-            self.feature_names_in_ = names[0]
-        return self
-
     def _terms(self, X):
-        check_is_fitted(self)
-        return self.terms_.transform(validate_data(self, X, dtype=FLOATS, reset=False))
+        return self.terms_.transform(X)
 
-    def _log_odds(self, terms):
-        return terms @ self.coef_[0] + self.intercept_[0]
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Log-odds of the numerator's class, as the sizes of the samples make them.
-
-        Parameters
-        ----------
-        X : array_like, shape (n, n_features)
-            Points.
-
-        Returns
-        -------
-        ndarray, shape (n,)
-            log P(p | x) - log P(q | x), in nats.
-        """
-        return self._log_odds(self._terms(X))
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Probabilities of the two classes, shape (n, 2), in the order of `classes_`."""
-        log_odds = self.decision_function(X)
-        return np.column_stack([expit(-log_odds), expit(log_odds)])
-
-    def predict(self, X: ArrayLike) -> NDArray:
-        """Return the likelier class of each point, shape (n,)."""
-        positive = self.decision_function(X) > 0
-        return self.classes_[positive.astype(np.intp)]
-
-    def log_ratio(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Estimated log p(x) - log q(x).
-
-        Parameters
-        ----------
-        X : array_like, shape (n, n_features)
-            Points. A one-dimensional array is taken as one feature.
-
-        Returns
-        -------
-        ndarray, shape (n,)
-            The log-odds plus log(n_q / n_p), in nats.
-        """
-        return self.decision_function(_as_matrix(X)) + self.log_prior_ratio_
-
-    def ratio(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Estimated p(x) / q(x), shape (n,)."""
-        return np.exp(self.log_ratio(X))
-
-    def kl_divergence(self, x_p: ArrayLike) -> Estimate:
-        """Estimate KL(p || q) as the mean log-ratio over samples of p.
-
-        Parameters
-        ----------
-        x_p : array_like, shape (n, n_features)
-            Samples of p. On the samples of the fit, the estimate is optimistic.
-
-        Returns
-        -------
-        Estimate
-            In nats. Its standard error holds the spread of these samples and that of the fit, taken as independent.
-        """
-        return self._estimates(x_p=x_p)["kl_pq"]
-
-    def js_divergence(self, x_p: ArrayLike, x_q: ArrayLike) -> Estimate:
-        """Estimate the Jensen-Shannon divergence from the log-ratio at samples of both.
-
-        Parameters
-        ----------
-        x_p, x_q : array_like, shape (n, n_features)
-            Samples of p and of q.
-
-        Returns
-        -------
-        Estimate
-            In nats, with a standard error as in `kl_divergence`.
-        """
-        return self._estimates(x_p=x_p, x_q=x_q)["js"]
-
-    def _estimates(self, **samples):
-        check_is_fitted(self)
-        terms = {}
-        for name, x in samples.items():
-            with _naming(name):
-                terms[name] = self._terms(_as_matrix(x))
-        log_ratios = {name: self._log_odds(t) + self.log_prior_ratio_ for name, t in terms.items()}
-        estimates = {}
-        for name, (means, slopes) in _functionals(**log_ratios).items():
-            gradient = sum(slope @ _with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
-            # One sample says nothing of its spread.
-            variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
-            standard_error = math.sqrt(variance + gradient @ self.coef_covariance_ @ gradient)
-            estimates[name] = _estimate(means, standard_error, converged=self.converged_, separated=self.separated_)
-        return estimates
+    def _diagnostics(self):
+        return {"converged": self.converged_, "separated": self.separated_}
 
 
 def _with_intercept(terms):
