@@ -256,6 +256,22 @@ def _make_fit(rng, n, k, dtype):
     return call
 
 
+def _make_training(rng, n, k, dtype):
+    from fastdiv import MLPRatioClassifier
+
+    features = rng.normal(size=(n, DIMENSIONS)).astype(dtype)
+    target = features[:, 0] + rng.normal(size=n) > 0
+
+    def call(backend):
+        with warnings.catch_warnings():
+            # Five passes over some thousand rows on purpose.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            model = MLPRatioClassifier(max_iter=5, random_state=0, backend=backend).fit(features, target)
+        return np.concatenate([coefs.ravel() for coefs in model.coefs_])
+
+    return call
+
+
 KERNELS = [
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
     Kernel("logistic_sgd_epoch", "ratio", _labelled, ("dtype", "n"), 1, _params_and_loss),
@@ -275,6 +291,7 @@ KERNELS = [
 
 CALLS = [
     Call("LogisticRatioClassifier.fit", "ratio", _make_fit, ("dtype", "n"), threaded=False),
+    Call("MLPRatioClassifier.fit", "ratio", _make_training, ("dtype", "n"), threaded=False),
     Call("Mixture.logpdf", "mixture", _make_logpdf),
     Call("Mixture.logpdf, sorted", "mixture", _make_sorted),
     Call("Mixture.score", "mixture", _make_score),

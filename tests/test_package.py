@@ -19,6 +19,7 @@ FLOORS = [
     ["distributions", "_logsumexp"],
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
+    ["networks"],
     ["cli"],
     ["__init__", "__main__"],
 ]

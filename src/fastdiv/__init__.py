@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._backend import get_backend, get_num_threads, set_backend, set_num_threads, show_config, use_backend
@@ -14,12 +15,14 @@ from .montecarlo import running_mean
 from .quadrature import trapezoid_kl, trapezoid_kl_normal
 
 if TYPE_CHECKING:
+    from .networks import MLPRatioClassifier
     from .ratio import LogisticRatioClassifier
 
 __all__ = [
     "AccuracyWarning",
     "Estimate",
     "LogisticRatioClassifier",
+    "MLPRatioClassifier",
     "Mixture",
     "MultivariateNormal",
     "Normal",
@@ -43,12 +46,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # A scikit-learn estimator needs scikit-learn to be defined; importing fastdiv must not.
-    if name == "LogisticRatioClassifier":
-        from .ratio import LogisticRatioClassifier
+# A scikit-learn estimator needs scikit-learn to be defined; importing fastdiv must not.
+_ESTIMATORS = {"LogisticRatioClassifier": ".ratio", "MLPRatioClassifier": ".networks"}
 
-        return LogisticRatioClassifier
+
+def __getattr__(name: str) -> Any:
+    if name in _ESTIMATORS:
+        return getattr(import_module(_ESTIMATORS[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,0 +1,373 @@
+"""Density ratios from samples, by a fully connected network."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_random_state
+
+from ._arrays import as_count
+from ._backend import kernels, map_blocks
+from .estimate import AccuracyWarning
+from .ratio import FEW_ROWS, LogisticRatioClassifier, RatioClassifier
+
+if TYPE_CHECKING:
+    from ._arrays import ArrayLike
+
+__all__ = ["MLPRatioClassifier"]
+
+# In the order in which the kernels number them.
+ACTIVATIONS = ("softplus", "tanh", "relu")
+SOLVERS = ("rmsprop", "adam", "sgd")
+# Multiplications between two looks at Ctrl-C: some hundredths of a second, with NumPy some tenths.
+CHUNK_PRODUCTS = 1 << 26
+# Below this slope of the labels in the log-odds of the rows held out, the network is overconfident.
+GOOD_SLOPE = 0.8
+
+
+class MLPRatioClassifier(RatioClassifier):
+    r"""Log-ratio of two densities by a fully connected network that tells samples of both apart.
+
+    The network's output z(x) is trained as the log-odds that a point came from the numerator p and not from the
+    denominator q, by the mean cross-entropy in mini-batches. Then a logistic regression on z, over all rows,
+    calibrates it, and the log-ratio is :math:`\log \frac{p}{q}(x) = a\, z(x) + b + \log(n_q / n_p)`: the noise of the
+    last steps goes, which would move every divergence, and the spread of a and b is known.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int
+        Units of each hidden layer.
+    activation : {"softplus", "tanh", "relu"}
+        Of the hidden units.
+    solver : {"rmsprop", "adam", "sgd"}
+        RMSprop and Adam as in Keras, or gradient descent with momentum.
+    alpha : float
+        Strength of the L2 penalty, alpha/2 times the squared weights; biases are free.
+    learning_rate : float
+        Step size.
+    momentum : float
+        Share of the last step in the next, for "sgd".
+    rho : float
+        Decay of the mean squared gradient, for "rmsprop".
+    beta_1, beta_2 : float
+        Decays of the mean gradient and the mean squared gradient, for "adam".
+    epsilon : float
+        Added under the root of the mean squared gradient for "rmsprop", to the root for "adam".
+    batch_size : int
+        Rows in a step.
+    max_iter : int
+        Passes over the data.
+    validation_fraction : float
+        Share of each class that is held out of the training, for `validation_loss_curve_`; 0 holds out nothing.
+    early_stopping : bool
+        Whether to stop once the validation loss has not fallen by `tol` in `n_iter_no_change` passes, and to return to
+        the best weights.
+    tol, n_iter_no_change : float, int
+        As `early_stopping` uses them.
+    warm_start : bool
+        Whether `fit` goes on from the weights of the last one.
+    verbose : bool
+        Whether to show a progress bar with the losses; it needs rich.
+    random_state : int, RandomState or None
+        Splits the rows, draws the first weights (uniform: Glorot & Bengio 2010) and orders the rows of each pass.
+    backend : str or None
+        The kernel set, as in `use_backend`.
+
+    Attributes
+    ----------
+    classes_ : ndarray, shape (2,)
+        Labels; the second is the numerator's.
+    coefs_, intercepts_ : list of ndarray
+        Weights, (n_in, n_out), and biases, (n_out,), of each layer, for standardised features.
+    calibration_ : LogisticRatioClassifier
+        The logistic regression on the network's output.
+    log_prior_ratio_ : float
+        log(n_q / n_p), by sample weight.
+    loss_curve_ : list of float
+        Mean cross-entropy of the training rows during each pass, in nats.
+    validation_loss_curve_ : list of float
+        Mean cross-entropy of the rows held out, after each pass.
+    n_iter_ : int
+        Passes made.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Warns
+    -----
+    AccuracyWarning
+        If the classifier separates the samples, or the rows held out say that its log-odds are too large: it has
+        learned its training rows by heart.
+
+    References
+    ----------
+    Sugiyama, Suzuki & Kanamori, "Density Ratio Estimation in Machine Learning" (2012), chapter 4. Platt,
+    "Probabilistic outputs for support vector machines" (1999).
+
+    Examples
+    --------
+    >>> from fastdiv import MLPRatioClassifier, Normal
+    >>> x_p, x_q = Normal(1, 1).sample((2000, 1), rng=1), Normal(0, 2).sample((2000, 1), rng=2)
+    >>> model = MLPRatioClassifier(max_iter=100, random_state=0).fit_samples(x_p, x_q)
+    >>> bool(abs(model.log_ratio([[0.0]])[0] - 0.193) < 0.2)
+    True
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: tuple[int, ...] = (10, 20),
+        activation: str = "softplus",
+        solver: str = "rmsprop",
+        *,
+        alpha: float = 0.0,
+        learning_rate: float = 1e-3,
+        momentum: float = 0.9,
+        rho: float = 0.9,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        batch_size: int = 100,
+        max_iter: int = 250,
+        validation_fraction: float = 0.2,
+        early_stopping: bool = False,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        warm_start: bool = False,
+        verbose: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.solver = solver
+        self.alpha = alpha
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.rho = rho
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.random_state = random_state
+        self.backend = backend
+
+    def _check_parameters(self):
+        for name, choices in (("activation", ACTIVATIONS), ("solver", SOLVERS)):
+            if getattr(self, name) not in choices:
+                wanted = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {wanted}, got {getattr(self, name)!r}")
+        try:
+            sizes = tuple(self.hidden_layer_sizes)
+        except TypeError:
+            message = f"hidden_layer_sizes must be a tuple of whole numbers, got {self.hidden_layer_sizes!r}"
+            raise TypeError(message) from None
+        for size in sizes:
+            as_count(size, "hidden_layer_sizes", 1)
+        for name in ("batch_size", "max_iter", "n_iter_no_change"):
+            as_count(getattr(self, name), name, 1)
+        share = "at least 0 and under 1", lambda value: 0 <= value < 1
+        some = "at least 0", lambda value: value >= 0
+        self._check_numbers(
+            alpha=some,
+            learning_rate=("positive", lambda rate: rate > 0),
+            momentum=share,
+            rho=share,
+            beta_1=share,
+            beta_2=share,
+            epsilon=("positive", lambda value: value > 0),
+            validation_fraction=share,
+            tol=some,
+        )
+        if self.early_stopping and self.validation_fraction == 0:
+            raise ValueError("early_stopping needs a validation_fraction above 0, got 0")
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MLPRatioClassifier:
+        """Fit to labelled samples.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Samples of both distributions.
+        y : array_like, shape (n,)
+            Two labels; the larger one marks the numerator's samples.
+        sample_weight : array_like, shape (n,), optional
+            Weights of the samples; the prior correction uses their sums.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, the labels are not two, or the steps diverge.
+        """
+        self._check_parameters()
+        goes_on = self.warm_start and hasattr(self, "scaler_")
+        X, labels, weight = self._labelled(X, y, sample_weight)
+        random = check_random_state(self.random_state)
+        held = self._held_out(labels, random)
+        if not goes_on:
+            self.scaler_ = StandardScaler().fit(X[~held], sample_weight=weight[~held])
+            self._start(X.dtype, random)
+        self.loss_curve_, self.validation_loss_curve_ = [], []
+        self._train(X, labels.astype(X.dtype), weight, held, random)
+        self._calibrate(X, labels, weight, held)
+        return self
+
+    def _calibrate(self, X, labels, weight, held):
+        output = self._network(self.scaler_.transform(X))
+        self.calibration_ = LogisticRatioClassifier(backend=self.backend).fit(output[:, None], labels, weight)
+        self.coef_, self.intercept_ = self.calibration_.coef_, self.calibration_.intercept_
+        self.coef_covariance_, self.separated_ = self.calibration_.coef_covariance_, self.calibration_.separated_
+        if min(np.count_nonzero(held & (labels == label)) for label in (0, 1)) >= FEW_ROWS:
+            log_odds = self.calibration_.decision_function(output[held, None])
+            again = LogisticRatioClassifier(backend=self.backend).fit(log_odds[:, None], labels[held], weight[held])
+            slope, error = np.array([again.coef_[0, 0], again.coef_covariance_[0, 0] ** 0.5]) / log_odds.std()
+            if slope + 3 * error < GOOD_SLOPE:
+                warnings.warn(
+                    f"by the rows held out the log-odds should be {slope:.2g} times as large: the network has learned "
+                    "its training rows by heart; use early_stopping, alpha, or fewer units",
+                    AccuracyWarning,
+                    stacklevel=3,
+                )
+
+    def _held_out(self, labels, random):
+        """Choose the rows of the validation: the same share of each class, and none where there are few."""
+        held = np.zeros(len(labels), dtype=bool)
+        for label in (0, 1):
+            rows = np.flatnonzero(labels == label)
+            held[random.permutation(rows)[: int(self.validation_fraction * len(rows))]] = True
+        return held
+
+    def _start(self, dtype, random):
+        """Draw the weights of all layers; the biases, which come last in each, are 0."""
+        sizes = (self.n_features_in_, *self.hidden_layer_sizes, 1)
+        self._layer_sizes = np.array(sizes, dtype=np.intp)
+        layers = []
+        for n_in, n_out in pairwise(sizes):
+            limit = math.sqrt(6 / (n_in + n_out))
+            weights = random.uniform(-limit, limit, size=(n_out, n_in))
+            layers.append(np.column_stack([weights, np.zeros(n_out)]).ravel())
+        self._params = np.concatenate(layers).astype(dtype)
+        self._velocity, self._square = np.zeros((2, self._params.size), dtype=dtype)
+        self._n_steps = 0
+
+    def _train(self, X, y, weight, held, random):
+        features = self.scaler_.transform(X)
+        weight = (weight * (len(weight) / weight.sum(dtype=np.float64))).astype(X.dtype)
+        training = tuple(np.ascontiguousarray(part[~held]) for part in (features, y, weight))
+        validation = tuple(np.ascontiguousarray(part[held]) for part in (features, y, weight))
+        best, best_params, n_worse = math.inf, None, 0
+        with self._progress() as advance:
+            for _ in range(self.max_iter):
+                self.loss_curve_.append(self._epoch(*training, random))
+                if held.any():
+                    self.validation_loss_curve_.append(self._loss(*validation))
+                advance()
+                if not self.early_stopping:
+                    continue
+                loss = self.validation_loss_curve_[-1]
+                n_worse = n_worse + 1 if loss > best - self.tol else 0
+                if loss < best:
+                    best, best_params = loss, self._params.copy()
+                if n_worse >= self.n_iter_no_change:
+                    break
+        if best_params is not None:
+            self._params = best_params
+        elif self.loss_curve_[-1] > 2 * math.log(2):
+            # A network that knows nothing has log 2.
+            raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
+        self.n_iter_ = len(self.loss_curve_)
+        layers = np.split(self._params, np.cumsum(self._layer_sizes[1:] * (self._layer_sizes[:-1] + 1))[:-1])
+        layers = [layer.reshape(-1, n_in + 1) for layer, n_in in zip(layers, self._layer_sizes, strict=False)]
+        self.coefs_, self.intercepts_ = [layer[:, :-1].T for layer in layers], [layer[:, -1] for layer in layers]
+
+    def _epoch(self, X, y, weight, random):
+        """Make one pass over the rows and return the mean loss during it."""
+        epoch = kernels(self.backend).mlp_epoch
+        momentum, decay = (self.beta_1, self.beta_2) if self.solver == "adam" else (self.momentum, self.rho)
+        permutation = random.permutation(len(X)).astype(np.intp, copy=False)
+        chunk = self.batch_size * max(CHUNK_PRODUCTS // (self._params.size * self.batch_size), 1)
+        loss, out = 0.0, np.empty(1)
+        for start in range(0, len(X), chunk):
+            rows = permutation[start : start + chunk]
+            epoch(
+                X,
+                y,
+                weight,
+                rows,
+                self.batch_size,
+                self._layer_sizes,
+                ACTIVATIONS.index(self.activation),
+                SOLVERS.index(self.solver),
+                self.learning_rate,
+                momentum,
+                decay,
+                self.epsilon,
+                self.alpha,
+                self._n_steps,
+                self._params,
+                self._velocity,
+                self._square,
+                out,
+            )
+            loss += out[0]
+            self._n_steps += -(-len(rows) // self.batch_size)
+        if not math.isfinite(loss):
+            raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
+        return loss / weight.sum(dtype=np.float64)
+
+    def _loss(self, X, y, weight):
+        """Return the mean cross-entropy of the network, not calibrated."""
+        log_odds = self._network(X)
+        return float(np.average(np.logaddexp(0, log_odds) - y * log_odds, weights=weight))
+
+    def _network(self, features):
+        """Return the network's output for standardised features."""
+        features = np.ascontiguousarray(features, dtype=self._params.dtype)
+        out = np.empty(len(features), dtype=features.dtype)
+        module, activation = kernels(self.backend), ACTIVATIONS.index(self.activation)
+
+        def work(start, stop):
+            module.mlp_log_odds(features[start:stop], self._layer_sizes, activation, self._params, out[start:stop])
+
+        map_blocks(work, len(features))
+        return out
+
+    def _terms(self, X):
+        """Return the one term of the calibrating regression."""
+        return self.calibration_._terms(self._network(self.scaler_.transform(X))[:, None])
+
+    @contextmanager
+    def _progress(self):
+        """Give a function that shows the losses after each pass."""
+        if not self.verbose:
+            yield lambda: None
+            return
+        try:
+            from rich.progress import MofNCompleteColumn, Progress
+        except ImportError:
+            raise ImportError("verbose needs rich: pip install 'fastdiv[cli]'") from None
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+            task = progress.add_task("", total=self.max_iter)
+
+            def advance():
+                losses = f"loss {self.loss_curve_[-1]:.4f}"
+                if self.validation_loss_curve_:
+                    losses += f", held out {self.validation_loss_curve_[-1]:.4f}"
+                progress.update(task, advance=1, description=losses)
+
+            yield advance
