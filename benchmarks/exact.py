@@ -151,6 +151,19 @@ def logistic_sgd_epoch(inputs, outputs):
     return [coef, loss]
 
 
+def logistic_newton_pass(inputs, outputs):
+    X, centre, scale, y, weight, coef = _exact(*inputs)
+    rows = np.column_stack([(X - centre) * scale, _carry(np.ones(len(X)))])
+    odds = _exp(rows @ coef)
+    probability, log_odds, in_p = odds / (1 + odds), _log(odds), y == 1
+    residual = weight * (probability - y)
+    by_class = [residual * (1 - y), residual * y]
+    sums = np.array([part @ rows for part in [*by_class, *(weight * part for part in by_class)]])
+    matrices = [np.tril((rows.T * part) @ rows) for part in (weight * probability / (1 + odds), residual**2)]
+    loss = np.sum(weight * (_log(1 + odds) - y * log_odds))
+    return [sums, *matrices, np.array([loss, log_odds[in_p].min(), log_odds[~in_p].max()])]
+
+
 def _forward(X, layer_sizes, activation, params):
     """Return the layers' weights, biases last, their inputs, with a 1, the hidden derivatives, and the log-odds."""
     weights, inputs, slopes = [], [], []

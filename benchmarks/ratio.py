@@ -17,3 +17,7 @@ class MaxUlpError(suite.MaxUlpError):
 
 class PeakMemory(suite.PeakMemory):
     family = "ratio"
+
+
+class ThreadScaling(suite.ThreadScaling):
+    family = "ratio"

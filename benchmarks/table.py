@@ -7,6 +7,7 @@ not to the package, so that a row means the same thing whichever version of fast
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -154,6 +155,15 @@ def _labelled(rng, n, k):
     return (features, target, rng.uniform(0.5, 1.5, n), rows, 32, 0.05, 0.9, 1e-4), (*state, np.zeros(1))
 
 
+def _standardised(rng, n, k):
+    features, target, weight = _labelled(rng, n, k)[0][:3]
+    target[:2] = 0, 1
+    centre, scale = rng.normal(size=DIMENSIONS), rng.uniform(0.5, 2, DIMENSIONS)
+    side = DIMENSIONS + 1
+    outputs = np.zeros((4, side)), np.zeros((side, side)), np.zeros((side, side)), np.array([0.0, np.inf, -np.inf])
+    return (features, centre, scale, target, weight, rng.normal(scale=0.3, size=side)), outputs
+
+
 def _params_and_loss(outputs):
     params, *_, loss = outputs
     return params, loss
@@ -240,7 +250,7 @@ def _make_monte_carlo(rng, n, k, dtype):
     return _make_kl(rng, k, method="monte-carlo", n=n, rng=0)
 
 
-def _make_fit(rng, n, k, dtype):
+def _make_fit(rng, n, k, dtype, **options):
     from fastdiv import LogisticRatioClassifier
 
     features = rng.normal(size=(n, DIMENSIONS)).astype(dtype)
@@ -248,10 +258,9 @@ def _make_fit(rng, n, k, dtype):
 
     def call(backend):
         with warnings.catch_warnings():
-            # Five passes on purpose.
+            # Where the passes are few on purpose.
             warnings.simplefilter("ignore", RuntimeWarning)
-            model = LogisticRatioClassifier(max_iter=5, random_state=0, backend=backend).fit(features, target)
-        return model.coef_
+            return LogisticRatioClassifier(**options, backend=backend).fit(features, target).coef_
 
     return call
 
@@ -274,6 +283,7 @@ def _make_training(rng, n, k, dtype):
 
 KERNELS = [
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
+    Kernel("logistic_newton_pass", "ratio", _standardised, ("dtype", "n"), 4, least=10.0),
     Kernel("logistic_sgd_epoch", "ratio", _labelled, ("dtype", "n"), 1, _params_and_loss),
     Kernel("logsumexp_rows", "mixture", _rows),
     Kernel("merge_moments", "montecarlo", _moments, (), 2, _mean_and_m2),
@@ -290,7 +300,14 @@ KERNELS = [
 ]
 
 CALLS = [
-    Call("LogisticRatioClassifier.fit", "ratio", _make_fit, ("dtype", "n"), threaded=False),
+    Call("LogisticRatioClassifier.fit", "ratio", _make_fit, ("dtype", "n")),
+    Call(
+        "LogisticRatioClassifier.fit, sgd",
+        "ratio",
+        partial(_make_fit, solver="sgd", max_iter=5, random_state=0),
+        ("dtype", "n"),
+        threaded=False,
+    ),
     Call("MLPRatioClassifier.fit", "ratio", _make_training, ("dtype", "n"), threaded=False),
     Call("Mixture.logpdf", "mixture", _make_logpdf),
     Call("Mixture.logpdf, sorted", "mixture", _make_sorted),

@@ -163,12 +163,14 @@ def test_work_stops_at_the_first_error(threads):
 
 def long_fit():
     X = np.random.default_rng(0).normal(size=(300_000, 20))
-    LogisticRatioClassifier(max_iter=10**9, tol=0, learning_rate=1e-9).fit(X, X[:, 0] > 0)
+    LogisticRatioClassifier(solver="sgd", max_iter=10**9, tol=0, learning_rate=1e-9).fit(X, X[:, 0] > 0)
 
 
 def long_fit_by_numpy():
     x = np.random.default_rng(0).normal(size=(1_000_000, 1))
-    LogisticRatioClassifier(max_iter=10**9, tol=0, learning_rate=1e-9, backend="numpy").fit(x, x[:, 0] > 0)
+    LogisticRatioClassifier(solver="sgd", max_iter=10**9, tol=0, learning_rate=1e-9, backend="numpy").fit(
+        x, x[:, 0] > 0
+    )
 
 
 def long_monte_carlo():

@@ -199,6 +199,22 @@ def test_warm_start_goes_on():
     assert cold.loss_curve_[0] > before + 0.05
 
 
+def test_warm_start_needs_the_same_layers():
+    model = MLPRatioClassifier(max_iter=2, warm_start=True, random_state=0).fit_samples(*samples(300, 300))
+    with pytest.raises(ValueError, match="warm_start needs the layers"):
+        model.fit_samples(*np.random.default_rng(0).normal(size=(2, 300, 3)))
+    with pytest.raises(ValueError, match="warm_start needs the layers"):
+        model.set_params(hidden_layer_sizes=(5,)).fit_samples(*samples(300, 300))
+    # Single precision goes on in double.
+    model.set_params(hidden_layer_sizes=(10, 20)).fit_samples(*(x.astype(np.float32) for x in samples(300, 300)))
+    assert model.coefs_[0].dtype == np.float64
+
+
+def test_early_stopping_needs_rows():
+    with pytest.raises(ValueError, match="early_stopping needs rows"):
+        MLPRatioClassifier(early_stopping=True).fit([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1])
+
+
 def test_it_works_inside_scikit_learn():
     x_p, x_q = samples(300, 300)
     X, y = np.r_[x_p, x_q], np.repeat([1, 0], 300)

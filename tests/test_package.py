@@ -16,7 +16,7 @@ SOURCE = Path(fastdiv.__file__).parent
 FLOORS = [
     ["_kernels", "_kernels_numba", "_kernels_numpy", "_cpu", "_arrays"],
     ["_backend", "estimate"],
-    ["distributions", "_logsumexp"],
+    ["distributions", "_logsumexp", "_logistic"],
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
     ["networks"],

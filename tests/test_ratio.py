@@ -6,7 +6,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastdiv import (
@@ -18,7 +18,7 @@ from fastdiv import (
     log_ratio_normal,
     use_backend,
 )
-from fastdiv.ratio import divergences_from_samples
+from fastdiv.ratio import _coefficient_moves, divergences_from_samples
 
 P, Q = Normal(1, 1), Normal(0, 2)
 
@@ -28,19 +28,112 @@ def samples(n_p, n_q, seed=0):
     return P.sample((n_p, 1), rng=rng), Q.sample((n_q, 1), rng=rng)
 
 
-@parametrize_with_checks([LogisticRatioClassifier()])
+@parametrize_with_checks([LogisticRatioClassifier(solver=solver) for solver in ("newton", "lbfgs", "sgd")])
 @pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning", "ignore::sklearn.exceptions.SkipTestWarning")
 def test_it_is_a_scikit_learn_estimator(estimator, check):
     check(estimator)
 
 
-def test_it_reaches_the_optimum_of_the_penalised_loss():
+def penalised_optimum(model, X, y, weight=None):
+    """scikit-learn's coefficients of the same terms, the intercept last."""
+    total = len(X) if weight is None else weight.sum()
+    exact = LogisticRegression(C=1 / (model.alpha * total), solver="newton-cholesky", tol=1e-12, max_iter=1000)
+    exact.fit(model.terms_.transform(X), y, weight)
+    return np.append(exact.coef_, exact.intercept_)
+
+
+def fitted_coef(model):
+    return np.append(model.coef_, model.intercept_)
+
+
+@pytest.mark.parametrize(("solver", "accuracy"), [("newton", 1e-8), ("lbfgs", 1e-8), ("sgd", 0.02)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_it_reaches_the_optimum_of_the_penalised_loss(solver, accuracy, weighted):
     x_p, x_q = samples(3000, 2000)
-    model = LogisticRatioClassifier(degree=2, alpha=1e-3, random_state=0).fit_samples(x_p, x_q)
-    terms = model.terms_.transform(np.r_[x_p, x_q])
-    exact = LogisticRegression(C=1 / (1e-3 * 5000), tol=1e-10).fit(terms, np.repeat([1, 0], [3000, 2000]))
-    np.testing.assert_allclose(model.coef_, exact.coef_, rtol=0.02)
-    np.testing.assert_allclose(model.intercept_, exact.intercept_, atol=0.02)
+    X, y = np.r_[x_p, x_q], np.repeat([1, 0], [3000, 2000])
+    weight = np.random.default_rng(1).exponential(size=5000) if weighted else None
+    tol = 1e-5 if solver == "sgd" else 1e-12
+    model = LogisticRatioClassifier(degree=2, solver=solver, alpha=1e-3, tol=tol, random_state=0).fit(X, y, weight)
+    np.testing.assert_allclose(fitted_coef(model), penalised_optimum(model, X, y, weight), rtol=accuracy, atol=accuracy)
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_a_start_from_few_rows_ends_at_the_optimum_of_all(degree):
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(40_000, 3)) * [1e-3, 1, 1e5] + [1, 0, 1e6]
+    y = X[:, 1] + rng.logistic(size=len(X)) > 0.5
+    for order in (slice(None), np.argsort(y, kind="stable")):
+        model = LogisticRatioClassifier(degree=degree, alpha=1e-4, tol=1e-12).fit(X[order], y[order])
+        np.testing.assert_allclose(fitted_coef(model), penalised_optimum(model, X[order], y[order]), atol=1e-8)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_terms_are_scikit_learns(degree):
+    X = np.random.default_rng(0).normal(3, 2, size=(20_000, 4))
+    X[:, 2] = 5
+    pipeline = make_pipeline(StandardScaler(), PolynomialFeatures(degree, include_bias=False), StandardScaler())
+    terms = LogisticRatioClassifier(degree=degree).fit(X, X[:, 0] > X[:, 1]).terms_
+    np.testing.assert_allclose(terms.transform(X), pipeline.fit_transform(X), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_threads_do_not_change_a_bit(threads, solver, dtype):
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(100_000, 5)).astype(dtype)
+    y, weight = X[:, 0] + rng.normal(size=len(X)) > 0, rng.uniform(0.5, 2, len(X))
+    models = []
+    for n in (1, 2):
+        threads(n)
+        models.append(LogisticRatioClassifier(degree=2, solver=solver).fit(X, y, weight))
+    np.testing.assert_array_equal(fitted_coef(models[0]), fitted_coef(models[1]))
+    np.testing.assert_array_equal(models[0].coef_covariance_, models[1].coef_covariance_)
+
+
+def test_the_covariance_is_that_of_the_samples_moves():
+    x_p, x_q = samples(3000, 2000)
+    X, in_p = np.r_[x_p, x_q], np.arange(5000) < 3000
+    weight = np.random.default_rng(1).exponential(size=5000)
+    weight /= weight.mean()
+    model = LogisticRatioClassifier(degree=2, tol=1e-12).fit(X, in_p, weight)
+    moves = _coefficient_moves(model.terms_.transform(X), in_p, model.decision_function(X), weight, model.alpha)
+    np.testing.assert_allclose(model.coef_covariance_, moves.T @ moves, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
+@pytest.mark.parametrize("alpha", [0, 1e-12, 1e-3])
+def test_separated_samples_end_with_a_finite_ratio(solver, alpha):
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    with pytest.warns(AccuracyWarning, match="separates the samples"):
+        model = LogisticRatioClassifier(solver=solver, alpha=alpha).fit(x, x[:, 0] > 0)
+    assert model.separated_
+    assert np.all(np.isfinite(fitted_coef(model)))
+    assert model.n_iter_ < 200
+
+
+@pytest.mark.parametrize("alpha", [0, 1e-6])
+def test_features_that_say_the_same_share_the_coefficient(alpha):
+    x_p, x_q = samples(500, 500)
+    X, y = np.r_[x_p, x_q], np.repeat([1, 0], 500)
+    single = LogisticRatioClassifier(alpha=alpha, tol=1e-12).fit(X, y)
+    repeated = LogisticRatioClassifier(alpha=alpha, tol=1e-12).fit(np.c_[X, X, np.ones(1000)], y)
+    assert repeated.coef_[0, :2].sum() == pytest.approx(single.coef_[0, 0], rel=1e-5)
+    assert repeated.coef_[0, :2] == pytest.approx(single.coef_[0, 0] / 2, rel=1e-2)
+    assert repeated.coef_[0, 2] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_log_ratio_of_two_gaussians_is_within_its_error():
+    # log p/q is -x^2/2 + x - 1/2 + x^2/8 + log 2: its coefficients in x, from three points.
+    points = np.array([[-1.0], [0.0], [1.0]])
+    to_coefficients = np.linalg.inv(np.vander(points[:, 0], 3, increasing=True))
+    within = 0
+    for seed in range(200):
+        model = LogisticRatioClassifier(degree=2).fit_samples(*samples(1000, 1000, seed))
+        rows = np.column_stack([model.terms_.transform(points), np.ones(3)])
+        covariance = to_coefficients @ rows @ model.coef_covariance_ @ rows.T @ to_coefficients.T
+        error = to_coefficients @ model.log_ratio(points) - [np.log(2) - 0.5, 1, -0.375]
+        within += np.all(np.abs(error) < 3 * np.sqrt(np.diag(covariance)))
+    assert within >= 190
 
 
 def test_quadratic_log_odds_find_the_log_ratio_of_two_gaussians():
@@ -98,11 +191,23 @@ def test_probabilities_labels_and_score():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_backends_fit_the_same_weights(dtype):
+def test_backends_fit_the_same_coefficients(dtype):
+    x_p, x_q = (x.astype(dtype) for x in samples(500, 500))
+    coefs = [
+        fitted_coef(LogisticRatioClassifier(degree=2, tol=1e-10, backend=backend).fit_samples(x_p, x_q))
+        for backend in ("numpy", "cython", "numba")
+    ]
+    assert coefs[0].dtype == dtype
+    for coef in coefs[1:]:
+        np.testing.assert_allclose(coef, coefs[0], rtol=1e-12 if dtype == np.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_backends_descend_alike(dtype):
     x_p, x_q = (x.astype(dtype) for x in samples(500, 500))
     coefs = []
     for backend in ("numpy", "cython", "numba"):
-        model = LogisticRatioClassifier(degree=2, max_iter=10, tol=0, random_state=3, backend=backend)
+        model = LogisticRatioClassifier(degree=2, solver="sgd", max_iter=10, tol=0, random_state=3, backend=backend)
         with pytest.warns(match="no convergence"):
             coefs.append(model.fit_samples(x_p, x_q).coef_)
     assert coefs[0].dtype == dtype
@@ -215,7 +320,7 @@ def test_one_sample_has_no_finite_error():
 
 def test_steps_that_diverge_are_refused():
     with pytest.raises(ValueError, match="the steps diverge"):
-        LogisticRatioClassifier(learning_rate=1e6, random_state=0).fit_samples(*samples(300, 300))
+        LogisticRatioClassifier(solver="sgd", learning_rate=1e6, random_state=0).fit_samples(*samples(300, 300))
 
 
 def test_a_seed_fixes_the_divergences():

@@ -6,6 +6,18 @@ ctypedef fused floating:
     double
 
 cpdef void log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, double[::1] out) except *
+cpdef void logistic_newton_pass(
+    const floating[:, ::1] X,
+    const floating[::1] centre,
+    const floating[::1] scale,
+    const floating[::1] y,
+    const floating[::1] sample_weight,
+    const floating[::1] coef,
+    double[:, ::1] sums,
+    double[:, ::1] hessian,
+    double[:, ::1] squares,
+    double[::1] out,
+) except *
 cpdef void logistic_sgd_epoch(
     const floating[:, ::1] X,
     const floating[::1] y,

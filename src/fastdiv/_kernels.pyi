@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "log_ratio_moments",
+    "logistic_newton_pass",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -24,6 +25,18 @@ __all__ = [
 _F = TypeVar("_F", np.float32, np.float64)
 
 def log_ratio_moments(log_p: NDArray[_F], log_q: NDArray[_F], out: NDArray[np.float64]) -> None: ...
+def logistic_newton_pass(
+    X: NDArray[_F],
+    centre: NDArray[_F],
+    scale: NDArray[_F],
+    y: NDArray[_F],
+    sample_weight: NDArray[_F],
+    coef: NDArray[_F],
+    sums: NDArray[np.float64],
+    hessian: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None: ...
 def logistic_sgd_epoch(
     X: NDArray[_F],
     y: NDArray[_F],

@@ -28,10 +28,27 @@ cdef extern from "_vecmath.h" nogil:
     double fastdiv_softplus_slope(double x, double *slope) noexcept
     float fastdiv_softplus_slopef(float x, float *slope) noexcept
     void fastdiv_prefetch(const void *address) noexcept
+    void fastdiv_tile_products(
+        const double *first,
+        const double *second,
+        const double *columns,
+        Py_ssize_t stride,
+        Py_ssize_t n_points,
+        double *totals,
+    ) noexcept
+    void fastdiv_tile_productsf(
+        const float *first,
+        const float *second,
+        const float *columns,
+        Py_ssize_t stride,
+        Py_ssize_t n_points,
+        double *totals,
+    ) noexcept
 
 
 __all__ = [
     "log_ratio_moments",
+    "logistic_newton_pass",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -59,7 +76,7 @@ cdef enum:
     FEW = 4  # components, of which none is worth dropping
     GENTLE = 100  # change of an exponent that a recurrence may follow
     AHEAD = 16  # rows between a prefetch and the use
-    ROWS = 128  # rows of data whose values at all units are kept
+    ROWS = 128  # rows of a block of which all pairs of columns are multiplied, or all units of a network kept
     SOFTPLUS = 0
     TANH = 1
     RMSPROP = 0
@@ -1328,6 +1345,188 @@ cpdef void logistic_sgd_epoch(
             velocity[j] = step[j]
         free(scratch)
         out[0] = total + compensation
+
+
+cdef void _logistic_block(
+    const floating *x,
+    Py_ssize_t n_points,
+    Py_ssize_t n_features,
+    const floating *centre,
+    const floating *scale,
+    const floating *coef,
+    floating *columns,
+    floating *logits,
+) noexcept nogil:
+    """Write standardised points as columns (n_features, ROWS), and their log-odds; send for the next block."""
+    cdef floating logit[STRIP]
+    cdef floating mean, factor
+    cdef const floating *column
+    cdef const floating *next_block = x + ROWS * n_features
+    cdef Py_ssize_t strip, i, j
+    for i in range(n_points * n_features // (LINE // <Py_ssize_t> sizeof(floating))):
+        fastdiv_prefetch(next_block + i * (LINE // <Py_ssize_t> sizeof(floating)))
+    for j in range(n_features):
+        mean = centre[j]
+        factor = scale[j]
+        for i in range(n_points):
+            columns[j * ROWS + i] = (x[i * n_features + j] - mean) * factor
+        for i in range(n_points, ROWS):
+            columns[j * ROWS + i] = 0
+    for strip in range(ROWS // STRIP):
+        for i in range(STRIP):
+            logit[i] = coef[n_features]
+        for j in range(n_features):
+            factor = coef[j]
+            column = columns + j * ROWS + strip * STRIP
+            for i in range(STRIP):
+                logit[i] += factor * column[i]
+        for i in range(STRIP):
+            logits[strip * STRIP + i] = logit[i]
+
+
+cdef inline void _tile_products(
+    const floating *first, const floating *second, const floating *columns, Py_ssize_t n_points, double *totals
+) noexcept nogil:
+    if floating is float:
+        fastdiv_tile_productsf(first, second, columns, ROWS, n_points, totals)
+    else:
+        fastdiv_tile_products(first, second, columns, ROWS, n_points, totals)
+
+
+cdef double *_triangle_products(
+    const floating *weights,
+    const floating *columns,
+    Py_ssize_t n_columns,
+    Py_ssize_t n_points,
+    floating *rows,
+    double *totals,
+) noexcept nogil:
+    """Add the weighted products of all columns, in tiles down to the diagonal; return where the tiles end."""
+    cdef Py_ssize_t pair, tile, k, i
+    cdef const floating *column
+    for pair in range(_n_blocks(n_columns, 2)):
+        for k in range(2):
+            # Beside the last one of an odd number is a copy that counts nothing.
+            column = columns + min(2 * pair + k, n_columns - 1) * ROWS
+            for i in range(ROWS):
+                rows[k * ROWS + i] = weights[i] * column[i]
+        for tile in range(_n_blocks(min(2 * pair + 2, n_columns), 4)):
+            _tile_products(rows, rows + ROWS, columns + 4 * tile * ROWS, n_points, totals)
+            totals += 8 * LANES
+    return totals
+
+
+cdef const double *_triangle_sums(const double *totals, Py_ssize_t n_columns, double *out) noexcept nogil:
+    """Add the lanes of the tiles to the lower triangle of a matrix; return where the tiles end."""
+    cdef Py_ssize_t pair, tile, k, j
+    for pair in range(_n_blocks(n_columns, 2)):
+        for tile in range(_n_blocks(min(2 * pair + 2, n_columns), 4)):
+            for k in range(2 * pair, min(2 * pair + 2, n_columns)):
+                for j in range(4 * tile, min(4 * tile + 4, k + 1)):
+                    out[k * n_columns + j] += _sum(totals + (4 * (k - 2 * pair) + j - 4 * tile) * LANES, LANES)
+            totals += 8 * LANES
+    return totals
+
+
+cpdef void logistic_newton_pass(
+    const floating[:, ::1] X,
+    const floating[::1] centre,
+    const floating[::1] scale,
+    const floating[::1] y,
+    const floating[::1] sample_weight,
+    const floating[::1] coef,
+    double[:, ::1] sums,
+    double[:, ::1] hessian,
+    double[:, ::1] squares,
+    double[::1] out,
+) except *:
+    cdef Py_ssize_t n_features = X.shape[1]
+    cdef Py_ssize_t n_columns = n_features + 1
+    cdef Py_ssize_t n_stored = _n_blocks(n_columns, 4) * 4
+    cdef Py_ssize_t n_totals = (2 * _n_blocks(n_columns, 2) + 2) * n_stored * 2 * LANES
+    cdef bint has_hessian = hessian.shape[0] > 0
+    cdef bint has_squares = squares.shape[0] > 0
+    cdef Py_ssize_t n_sums = sums.shape[0]
+    cdef Py_ssize_t block, start, n_points, n_padded, pair, tile, i, j, k
+    cdef floating probability, residual, least, largest
+    cdef floating logits[ROWS]
+    cdef floating targets[ROWS]
+    cdef floating weights[ROWS]
+    cdef floating curvatures[ROWS]
+    cdef floating squared[ROWS]
+    cdef double losses[ROWS]
+    cdef double total = 0, compensation = 0
+    cdef double *tile_totals
+    cdef const double *lanes
+    cdef void *scratch = malloc(n_totals * sizeof(double) + (n_stored + 6) * ROWS * sizeof(floating) + LINE)
+    cdef double *totals = <double *> _aligned(scratch)
+    cdef floating *columns = <floating *> (totals + n_totals)
+    cdef floating *rows = columns + n_stored * ROWS
+    cdef floating *residuals = rows + 2 * ROWS
+    if scratch == NULL:
+        raise MemoryError
+    with nogil:
+        for i in range(n_totals):
+            totals[i] = 0
+        for i in range(n_features * ROWS, n_stored * ROWS):
+            columns[i] = 1 if i < n_columns * ROWS else 0
+        for block in range(_n_blocks(X.shape[0], ROWS)):
+            start = block * ROWS
+            n_points = min(X.shape[0] - start, <Py_ssize_t> ROWS)
+            n_padded = _n_blocks(n_points, LANES) * LANES
+            _logistic_block(&X[start, 0], n_points, n_features, &centre[0], &scale[0], &coef[0], columns, logits)
+            for i in range(n_points):
+                targets[i] = y[start + i]
+                weights[i] = sample_weight[start + i]
+            for i in range(n_points, ROWS):
+                targets[i] = 0
+                weights[i] = 0
+            for i in range(ROWS):
+                probability = _sigmoid(logits[i])
+                losses[i] = weights[i] * (_softplus(logits[i]) - targets[i] * logits[i])
+                residual = weights[i] * (probability - targets[i])
+                residuals[i] = residual * (1 - targets[i])
+                residuals[ROWS + i] = residual * targets[i]
+                residuals[2 * ROWS + i] = weights[i] * residuals[i]
+                residuals[3 * ROWS + i] = weights[i] * residuals[ROWS + i]
+                squared[i] = residual * residual
+                curvatures[i] = weights[i] * probability * (1 - probability)
+            _two_sum(&total, &compensation, _sum(losses, ROWS))
+            tile_totals = totals
+            for pair in range(n_sums // 2):
+                for tile in range(n_stored // 4):
+                    _tile_products(
+                        residuals + 2 * pair * ROWS,
+                        residuals + (2 * pair + 1) * ROWS,
+                        columns + 4 * tile * ROWS,
+                        n_padded,
+                        tile_totals,
+                    )
+                    tile_totals += 8 * LANES
+            if has_hessian:
+                tile_totals = _triangle_products(curvatures, columns, n_columns, n_padded, rows, tile_totals)
+            if has_squares:
+                tile_totals = _triangle_products(squared, columns, n_columns, n_padded, rows, tile_totals)
+                least = <floating> INFINITY
+                largest = <floating> -INFINITY
+                for i in range(n_points):
+                    least = logits[i] if targets[i] != 0 and logits[i] < least else least
+                    largest = logits[i] if targets[i] == 0 and logits[i] > largest else largest
+                out[1] = min(out[1], least)
+                out[2] = max(out[2], largest)
+        lanes = totals
+        for pair in range(n_sums // 2):
+            for tile in range(n_stored // 4):
+                for k in range(2):
+                    for j in range(4 * tile, min(4 * tile + 4, n_columns)):
+                        sums[2 * pair + k, j] += _sum(lanes + (4 * k + j - 4 * tile) * LANES, LANES)
+                lanes += 8 * LANES
+        if has_hessian:
+            lanes = _triangle_sums(lanes, n_columns, &hessian[0, 0])
+        if has_squares:
+            _triangle_sums(lanes, n_columns, &squares[0, 0])
+        out[0] += total + compensation
+        free(scratch)
 
 
 cdef Py_ssize_t _n_units(const Py_ssize_t *layer_sizes, Py_ssize_t n_layers) noexcept nogil:

@@ -15,6 +15,7 @@ from numba.np import arrayobj
 
 __all__ = [
     "log_ratio_moments",
+    "logistic_newton_pass",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -918,6 +919,78 @@ def logistic_sgd_epoch(
             coef[j] += velocity[j]
         total, compensation = _two_sum(total, compensation, loss)
     out[0] = total + compensation
+
+
+@_kernel
+def _triangle_products(weights, rows, n_points, out):
+    """Add the weighted outer products of rows to the lower triangle of a matrix, four at a time."""
+    part = np.empty(len(out), rows.dtype)
+    for k in range(len(out)):
+        part[:] = 0
+        for i in range(0, n_points, 4):
+            first, second = weights[i] * rows[i, k], weights[i + 1] * rows[i + 1, k]
+            third, fourth = weights[i + 2] * rows[i + 2, k], weights[i + 3] * rows[i + 3, k]
+            for j in range(k + 1):
+                pairs = first * rows[i, j] + second * rows[i + 1, j]
+                part[j] += pairs + (third * rows[i + 2, j] + fourth * rows[i + 3, j])
+        for j in range(k + 1):
+            out[k, j] += part[j]
+
+
+@_kernel
+def logistic_newton_pass(X, centre, scale, y, sample_weight, coef, sums, hessian, squares, out):
+    n_features = X.shape[1]
+    number = X.dtype.type
+    rows = np.zeros((BLOCK, n_features + 1), X.dtype)
+    residuals, logits = np.zeros((4, BLOCK), X.dtype), np.empty(BLOCK, X.dtype)
+    losses, curvatures, squared = np.zeros(BLOCK), np.zeros(BLOCK, X.dtype), np.zeros(BLOCK, X.dtype)
+    part = np.zeros(n_features + 1, X.dtype)
+    total = compensation = 0.0
+    for start in range(0, len(X), BLOCK):
+        n_points = min(len(X) - start, BLOCK)
+        for i in range(n_points):
+            logit = coef[n_features]
+            for j in range(n_features):
+                rows[i, j] = (X[start + i, j] - centre[j]) * scale[j]
+                logit += rows[i, j] * coef[j]
+            rows[i, n_features] = 1
+            logits[i] = logit
+        for i in range(n_points):
+            odds = _exp2_term(-abs(logits[i]) * number(LOG2_E))
+            hinge = logits[i] if logits[i] > 0 else number(0)
+            probability = (odds if logits[i] < 0 else number(1)) / (number(1) + odds)
+            weight, target = sample_weight[start + i], y[start + i]
+            residual = weight * (probability - target)
+            losses[i] = weight * (hinge + number(_log1p(odds)) - target * logits[i])
+            residuals[0, i] = residual * (number(1) - target)
+            residuals[1, i] = residual * target
+            residuals[2, i] = weight * residuals[0, i]
+            residuals[3, i] = weight * residuals[1, i]
+            squared[i] = residual * residual
+            curvatures[i] = weight * probability * (number(1) - probability)
+        loss = 0.0
+        for i in range(n_points):
+            loss += losses[i]
+        total, compensation = _two_sum(total, compensation, loss)
+        for k in range(len(sums)):
+            part[:] = 0
+            for i in range(n_points):
+                for j in range(n_features + 1):
+                    part[j] += residuals[k, i] * rows[i, j]
+            for j in range(n_features + 1):
+                sums[k, j] += part[j]
+        # Rows that are left over count nothing.
+        n_padded = (n_points + 3) // 4 * 4
+        curvatures[n_points:n_padded] = 0
+        squared[n_points:n_padded] = 0
+        _triangle_products(curvatures, rows, n_padded, hessian)
+        _triangle_products(squared, rows, n_padded, squares)
+        for i in range(n_points):
+            if len(squares) > 0 and y[start + i] != 0:
+                out[1] = min(out[1], logits[i])
+            elif len(squares) > 0:
+                out[2] = max(out[2], logits[i])
+    out[0] += total + compensation
 
 
 @_inline

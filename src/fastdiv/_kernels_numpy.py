@@ -11,6 +11,7 @@ from scipy.special import expit, logsumexp, softmax
 
 __all__ = [
     "log_ratio_moments",
+    "logistic_newton_pass",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -193,6 +194,32 @@ def logistic_sgd_epoch(
         velocity[-1] += learning_rate * np.mean(residual)
         coef += velocity
     out[0] = loss
+
+
+@_quiet
+def logistic_newton_pass(X, centre, scale, y, sample_weight, coef, sums, hessian, squares, out):
+    """Add up what Newton's method and the sandwich covariance need of the loss of `logistic_sgd_epoch`.
+
+    The features are taken less `centre` and times `scale`. A row's score is the gradient of its loss. `sums` gets the
+    scores of class 0 and those of class 1, and if it has four rows the same times the weights once more; `hessian` and
+    `squares` (d + 1, d + 1), unless they are empty, the lower triangles of the loss's Hessian and of the scores' outer
+    products. `out` is the sum of the losses and, kept with `squares`, the least log-odds of class 1 and the largest
+    of class 0.
+    """
+    rows = np.column_stack([(X - centre) * scale, np.ones(len(X), dtype=X.dtype)])
+    logit = rows @ coef
+    probability = expit(logit)
+    residual = sample_weight * (probability - y)
+    factors = [residual * (1 - y), residual * y]
+    factors += [sample_weight * factor for factor in factors]
+    sums += np.array(factors[: len(sums)]) @ rows
+    out[0] += np.sum(sample_weight * (np.logaddexp(0, logit) - y * logit), dtype=np.float64)
+    if hessian.size:
+        hessian += np.tril((rows.T * (sample_weight * probability * (1 - probability))) @ rows)
+    if squares.size:
+        squares += np.tril((rows.T * residual**2) @ rows)
+        out[1] = np.min(logit[y != 0], initial=out[1])
+        out[2] = np.max(logit[y == 0], initial=out[2])
 
 
 def _layers(layer_sizes, params):

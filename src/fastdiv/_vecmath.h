@@ -17,6 +17,7 @@
 #define FASTDIV_VECMATH_H
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -286,6 +287,49 @@ static inline float fastdiv_softplus_slopef(float x, float *slope)
     *slope = (x < 0.0f ? odds : 1.0f) * ((2.0f + odds) * inverse);
     return (x > 0.0f ? x : 0.0f) + (2.0f * s + s * (z * remainder));
 }
+
+/* Add the products of two rows with four columns, over points in steps of 8, to the lanes of totals (8, 8).
+ *
+ * The lanes stay in vector registers. Apart, because GCC finds no vectors in it where it is inlined.
+ */
+#if defined(__GNUC__)
+#define FASTDIV_APART static __attribute__((noinline, unused))
+#else
+#define FASTDIV_APART static
+#endif
+#define FASTDIV_TILE_PRODUCTS(name, real)                                                                            \
+    FASTDIV_APART void name(const real *first, const real *second, const real *columns, ptrdiff_t stride,            \
+                            ptrdiff_t n_points, double *totals)                                                      \
+    {                                                                                                                \
+        real a0[8] = {0}, a1[8] = {0}, a2[8] = {0}, a3[8] = {0};                                                     \
+        real b0[8] = {0}, b1[8] = {0}, b2[8] = {0}, b3[8] = {0};                                                     \
+        const real *c0 = columns, *c1 = c0 + stride, *c2 = c1 + stride, *c3 = c2 + stride;                           \
+        for (ptrdiff_t i = 0; i < n_points; i += 8) {                                                                \
+            for (int lane = 0; lane < 8; lane++) {                                                                   \
+                a0[lane] += first[i + lane] * c0[i + lane];                                                          \
+                a1[lane] += first[i + lane] * c1[i + lane];                                                          \
+                a2[lane] += first[i + lane] * c2[i + lane];                                                          \
+                a3[lane] += first[i + lane] * c3[i + lane];                                                          \
+                b0[lane] += second[i + lane] * c0[i + lane];                                                         \
+                b1[lane] += second[i + lane] * c1[i + lane];                                                         \
+                b2[lane] += second[i + lane] * c2[i + lane];                                                         \
+                b3[lane] += second[i + lane] * c3[i + lane];                                                         \
+            }                                                                                                        \
+        }                                                                                                            \
+        for (int lane = 0; lane < 8; lane++) {                                                                       \
+            totals[lane] += a0[lane];                                                                                \
+            totals[8 + lane] += a1[lane];                                                                            \
+            totals[16 + lane] += a2[lane];                                                                           \
+            totals[24 + lane] += a3[lane];                                                                           \
+            totals[32 + lane] += b0[lane];                                                                           \
+            totals[40 + lane] += b1[lane];                                                                           \
+            totals[48 + lane] += b2[lane];                                                                           \
+            totals[56 + lane] += b3[lane];                                                                           \
+        }                                                                                                            \
+    }
+
+FASTDIV_TILE_PRODUCTS(fastdiv_tile_products, double)
+FASTDIV_TILE_PRODUCTS(fastdiv_tile_productsf, float)
 
 #if defined(__GNUC__)
 #define fastdiv_prefetch(address) __builtin_prefetch(address)

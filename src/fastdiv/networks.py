@@ -6,7 +6,6 @@ import math
 import warnings
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
@@ -16,9 +15,6 @@ from ._arrays import as_count
 from ._backend import kernels, map_blocks
 from .estimate import AccuracyWarning
 from .ratio import FEW_ROWS, LogisticRatioClassifier, RatioClassifier
-
-if TYPE_CHECKING:
-    from ._arrays import ArrayLike
 
 __all__ = ["MLPRatioClassifier"]
 
@@ -193,71 +189,51 @@ class MLPRatioClassifier(RatioClassifier):
         if self.early_stopping and self.validation_fraction == 0:
             raise ValueError("early_stopping needs a validation_fraction above 0, got 0")
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MLPRatioClassifier:
-        """Fit to labelled samples.
-
-        Parameters
-        ----------
-        X : array_like, shape (n, n_features)
-            Samples of both distributions.
-        y : array_like, shape (n,)
-            Two labels; the larger one marks the numerator's samples.
-        sample_weight : array_like, shape (n,), optional
-            Weights of the samples; the prior correction uses their sums.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If a parameter is out of range, the labels are not two, or the steps diverge.
-        """
-        self._check_parameters()
-        goes_on = self.warm_start and hasattr(self, "scaler_")
-        X, labels, weight = self._labelled(X, y, sample_weight)
+    def _fit(self, X, in_p, weight):
+        self._check_finite(X)
         random = check_random_state(self.random_state)
-        held = self._held_out(labels, random)
-        if not goes_on:
+        held = self._held_out(in_p, random)
+        if self.early_stopping and not held.any():
+            raise ValueError(f"early_stopping needs rows to hold out, got {len(X)} rows")
+        layer_sizes = np.array([X.shape[1], *self.hidden_layer_sizes, 1], dtype=np.intp)
+        if not (self.warm_start and hasattr(self, "_params")):
             self.scaler_ = StandardScaler().fit(X[~held], sample_weight=weight[~held])
-            self._start(X.dtype, random)
-        self.loss_curve_, self.validation_loss_curve_ = [], []
-        self._train(X, labels.astype(X.dtype), weight, held, random)
-        self._calibrate(X, labels, weight, held)
-        return self
+            self._start(layer_sizes, X.dtype, random)
+        elif not np.array_equal(layer_sizes, self._layer_sizes):
+            before = self._layer_sizes.tolist()
+            raise ValueError(f"warm_start needs the layers of the last fit, {before}, got {layer_sizes.tolist()}")
+        features = self.scaler_.transform(X).astype(self._params.dtype, copy=False)
+        self._train(features, in_p.astype(features.dtype), weight.astype(features.dtype, copy=False), held, random)
+        self._calibrate(self._network(features), in_p, weight, held)
 
-    def _calibrate(self, X, labels, weight, held):
-        output = self._network(self.scaler_.transform(X))
-        self.calibration_ = LogisticRatioClassifier(backend=self.backend).fit(output[:, None], labels, weight)
-        self.coef_, self.intercept_ = self.calibration_.coef_, self.calibration_.intercept_
-        self.coef_covariance_, self.separated_ = self.calibration_.coef_covariance_, self.calibration_.separated_
-        if min(np.count_nonzero(held & (labels == label)) for label in (0, 1)) >= FEW_ROWS:
+    def _calibrate(self, output, in_p, weight, held):
+        self.calibration_ = LogisticRatioClassifier(backend=self.backend).fit(output[:, None], in_p, weight)
+        for name in ("coef_", "intercept_", "coef_covariance_", "separated_", "converged_"):
+            setattr(self, name, getattr(self.calibration_, name))
+        if min(np.count_nonzero(held & in_p), np.count_nonzero(held & ~in_p)) >= FEW_ROWS:
             log_odds = self.calibration_.decision_function(output[held, None])
-            again = LogisticRatioClassifier(backend=self.backend).fit(log_odds[:, None], labels[held], weight[held])
-            slope, error = np.array([again.coef_[0, 0], again.coef_covariance_[0, 0] ** 0.5]) / log_odds.std()
+            again = LogisticRatioClassifier(backend=self.backend).fit(log_odds[:, None], in_p[held], weight[held])
+            scale = float(again.terms_.scale[0])
+            slope, error = scale * again.coef_[0, 0], scale * math.sqrt(again.coef_covariance_[0, 0])
             if slope + 3 * error < GOOD_SLOPE:
                 warnings.warn(
                     f"by the rows held out the log-odds should be {slope:.2g} times as large: the network has learned "
                     "its training rows by heart; use early_stopping, alpha, or fewer units",
                     AccuracyWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
-    def _held_out(self, labels, random):
-        """Choose the rows of the validation: the same share of each class, and none where there are few."""
-        held = np.zeros(len(labels), dtype=bool)
-        for label in (0, 1):
-            rows = np.flatnonzero(labels == label)
+    def _held_out(self, in_p, random):
+        """Choose the rows of the validation, the same share of each class."""
+        held = np.zeros(len(in_p), dtype=bool)
+        for rows in (np.flatnonzero(~in_p), np.flatnonzero(in_p)):
             held[random.permutation(rows)[: int(self.validation_fraction * len(rows))]] = True
         return held
 
-    def _start(self, dtype, random):
+    def _start(self, layer_sizes, dtype, random):
         """Draw the weights of all layers; the biases, which come last in each, are 0."""
-        sizes = (self.n_features_in_, *self.hidden_layer_sizes, 1)
-        self._layer_sizes = np.array(sizes, dtype=np.intp)
-        layers = []
-        for n_in, n_out in pairwise(sizes):
+        self._layer_sizes, layers = layer_sizes, []
+        for n_in, n_out in pairwise(layer_sizes):
             limit = math.sqrt(6 / (n_in + n_out))
             weights = random.uniform(-limit, limit, size=(n_out, n_in))
             layers.append(np.column_stack([weights, np.zeros(n_out)]).ravel())
@@ -265,11 +241,10 @@ class MLPRatioClassifier(RatioClassifier):
         self._velocity, self._square = np.zeros((2, self._params.size), dtype=dtype)
         self._n_steps = 0
 
-    def _train(self, X, y, weight, held, random):
-        features = self.scaler_.transform(X)
-        weight = (weight * (len(weight) / weight.sum(dtype=np.float64))).astype(X.dtype)
-        training = tuple(np.ascontiguousarray(part[~held]) for part in (features, y, weight))
-        validation = tuple(np.ascontiguousarray(part[held]) for part in (features, y, weight))
+    def _train(self, features, y, weight, held, random):
+        training = [np.ascontiguousarray(part[~held]) for part in (features, y, weight)]
+        validation = [np.ascontiguousarray(part[held]) for part in (features, y, weight)]
+        self.loss_curve_, self.validation_loss_curve_ = [], []
         best, best_params, n_worse = math.inf, None, 0
         with self._progress() as advance:
             for _ in range(self.max_iter):
