@@ -242,15 +242,17 @@ class MLPRatioClassifier(RatioClassifier):
         self._n_steps = 0
 
     def _train(self, features, y, weight, held, random):
-        training = [np.ascontiguousarray(part[~held]) for part in (features, y, weight)]
-        validation = [np.ascontiguousarray(part[held]) for part in (features, y, weight)]
+        training, validation = ([part[rows] for part in (features, y, weight)] for rows in (~held, held))
+        masses = [part[-1].sum(dtype=np.float64) for part in (training, validation)]
+        # Half of an epoch of some hundred rows would go to a RandomState's permutation.
+        generator = np.random.default_rng(random.randint(1 << 32, size=4, dtype=np.uint32))
         self.loss_curve_, self.validation_loss_curve_ = [], []
         best, best_params, n_worse = math.inf, None, 0
         with self._progress() as advance:
             for _ in range(self.max_iter):
-                self.loss_curve_.append(self._epoch(*training, random))
-                if held.any():
-                    self.validation_loss_curve_.append(self._loss(*validation))
+                self.loss_curve_.append(self._epoch(*training, generator) / masses[0])
+                if masses[1]:
+                    self.validation_loss_curve_.append(self._loss(*validation) / masses[1])
                 advance()
                 if not self.early_stopping:
                     continue
@@ -270,11 +272,11 @@ class MLPRatioClassifier(RatioClassifier):
         layers = [layer.reshape(-1, n_in + 1) for layer, n_in in zip(layers, self._layer_sizes, strict=False)]
         self.coefs_, self.intercepts_ = [layer[:, :-1].T for layer in layers], [layer[:, -1] for layer in layers]
 
-    def _epoch(self, X, y, weight, random):
-        """Make one pass over the rows and return the mean loss during it."""
+    def _epoch(self, X, y, weight, generator):
+        """Make one pass over the rows and return the sum of the losses during it."""
         epoch = kernels(self.backend).mlp_epoch
         momentum, decay = (self.beta_1, self.beta_2) if self.solver == "adam" else (self.momentum, self.rho)
-        permutation = random.permutation(len(X)).astype(np.intp, copy=False)
+        permutation = generator.permutation(len(X)).astype(np.intp, copy=False)
         chunk = self.batch_size * max(CHUNK_PRODUCTS // (self._params.size * self.batch_size), 1)
         loss, out = 0.0, np.empty(1)
         for start in range(0, len(X), chunk):
@@ -303,12 +305,12 @@ class MLPRatioClassifier(RatioClassifier):
             self._n_steps += -(-len(rows) // self.batch_size)
         if not math.isfinite(loss):
             raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
-        return loss / weight.sum(dtype=np.float64)
+        return loss
 
     def _loss(self, X, y, weight):
-        """Return the mean cross-entropy of the network, not calibrated."""
+        """Return the summed cross-entropy of the network, not calibrated."""
         log_odds = self._network(X)
-        return float(np.average(np.logaddexp(0, log_odds) - y * log_odds, weights=weight))
+        return float(np.sum(weight * (np.logaddexp(0, log_odds) - y * log_odds), dtype=np.float64))
 
     def _network(self, features):
         """Return the network's output for standardised features."""
