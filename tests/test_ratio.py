@@ -13,11 +13,13 @@ from fastdiv import (
     AccuracyWarning,
     LogisticRatioClassifier,
     Normal,
+    _backend,
     js_divergence,
     kl_divergence,
     log_ratio_normal,
     use_backend,
 )
+from fastdiv._logistic import LogisticLoss, PolynomialTerms, newton
 from fastdiv.ratio import _coefficient_moves, divergences_from_samples
 
 P, Q = Normal(1, 1), Normal(0, 2)
@@ -109,6 +111,29 @@ def test_separated_samples_end_with_a_finite_ratio(solver, alpha):
     assert model.separated_
     assert np.all(np.isfinite(fitted_coef(model)))
     assert model.n_iter_ < 200
+
+
+@pytest.mark.parametrize("n_flipped", [0, 1, 40])
+def test_a_start_that_knows_nothing_of_a_few_rows_does_no_harm(n_flipped):
+    rng = np.random.default_rng(1)
+    X = rng.standard_t(2, size=(40_000, 3))
+    y = X[:, 0] > 0
+    y[rng.choice(len(y), n_flipped, replace=False)] ^= True
+    model = LogisticRatioClassifier(alpha=1e-9, tol=1e-10).fit(X, y)
+    exact = LogisticRatioClassifier(alpha=1e-9, tol=1e-9, solver="lbfgs", max_iter=5000).fit(X, y)
+    assert model.converged_
+    assert model.loss_curve_[-1] == pytest.approx(exact.loss_curve_[-1], rel=1e-5)
+
+
+def test_a_borrowed_hessian_that_leads_nowhere_is_dropped():
+    X = np.random.default_rng(0).normal(size=(500, 2))
+    y = (X[:, 0] + X[:, 1] ** 2 > 0.5).astype(float)
+    weight = np.ones(500)
+    loss = LogisticLoss(_backend.kernels(), PolynomialTerms(X, weight, 1), X, y, weight, 1e-6)
+    plain, _, _, _ = newton(loss, np.zeros(3), 100, 1e-12)
+    misled, _, converged, _ = newton(loss, np.zeros(3), 100, 1e-12, 1e-30 * np.eye(3))
+    assert converged
+    np.testing.assert_allclose(misled, plain, rtol=1e-10)
 
 
 @pytest.mark.parametrize("alpha", [0, 1e-6])

@@ -247,7 +247,11 @@ def newton(
                 break
             share /= 2
             if not share > LEAST_STEP:
-                return coef, losses, False, at
+                if step_hessian is None:
+                    return coef, losses, False, at
+                # The rows that it came from were too unlike these.
+                trial, found = coef, loss(coef)
+                break
         coef, at, step_hessian = trial, found, None
         if len(losses) == max_iter:
             return coef, losses, False, at
