@@ -20,6 +20,7 @@ FLOORS = [
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
     ["networks"],
+    ["samples"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -20,7 +20,8 @@ from fastdiv import (
     use_backend,
 )
 from fastdiv._logistic import LogisticLoss, PolynomialTerms, newton
-from fastdiv.ratio import _coefficient_moves, divergences_from_samples
+from fastdiv.ratio import coefficient_moves
+from fastdiv.samples import divergences_from_samples
 
 P, Q = Normal(1, 1), Normal(0, 2)
 
@@ -98,7 +99,7 @@ def test_the_covariance_is_that_of_the_samples_moves():
     weight = np.random.default_rng(1).exponential(size=5000)
     weight /= weight.mean()
     model = LogisticRatioClassifier(degree=2, tol=1e-12).fit(X, in_p, weight)
-    moves = _coefficient_moves(model.terms_.transform(X), in_p, model.decision_function(X), weight, model.alpha)
+    moves = coefficient_moves(model.terms_.transform(X), in_p, model.decision_function(X), weight, model.alpha)
     np.testing.assert_allclose(model.coef_covariance_, moves.T @ moves, rtol=1e-6)
 
 

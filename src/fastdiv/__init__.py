@@ -16,7 +16,8 @@ from .quadrature import trapezoid_kl, trapezoid_kl_normal
 
 if TYPE_CHECKING:
     from .networks import MLPRatioClassifier
-    from .ratio import LogisticRatioClassifier
+    from .ratio import LogisticRatioClassifier, RatioFromClassifier
+    from .samples import kl_divergence_from_samples
 
 __all__ = [
     "AccuracyWarning",
@@ -26,11 +27,13 @@ __all__ = [
     "Mixture",
     "MultivariateNormal",
     "Normal",
+    "RatioFromClassifier",
     "entropy",
     "get_backend",
     "get_num_threads",
     "js_divergence",
     "kl_divergence",
+    "kl_divergence_from_samples",
     "kl_normal",
     "log_ratio",
     "log_ratio_normal",
@@ -46,13 +49,18 @@ __all__ = [
 ]
 
 
-# A scikit-learn estimator needs scikit-learn to be defined; importing fastdiv must not.
-_ESTIMATORS = {"LogisticRatioClassifier": ".ratio", "MLPRatioClassifier": ".networks"}
+# What needs scikit-learn to be defined; importing fastdiv must not.
+_WITH_SCIKIT_LEARN = {
+    "LogisticRatioClassifier": ".ratio",
+    "MLPRatioClassifier": ".networks",
+    "RatioFromClassifier": ".ratio",
+    "kl_divergence_from_samples": ".samples",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ESTIMATORS:
-        return getattr(import_module(_ESTIMATORS[name], __name__), name)
+    if name in _WITH_SCIKIT_LEARN:
+        return getattr(import_module(_WITH_SCIKIT_LEARN[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

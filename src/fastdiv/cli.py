@@ -248,7 +248,7 @@ def _complete_rows(path, table, names):
 
 def _compare_columns(names, a, b):
     """Return, most different first, (name, divergences, warnings) of each column."""
-    from .ratio import divergences_from_samples
+    from .samples import divergences_from_samples
 
     results = []
     for i, name in enumerate(_track(names, "comparing")):

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from ._arrays import as_count
 from ._backend import kernels, map_blocks
 from .estimate import AccuracyWarning
-from .ratio import FEW_ROWS, LogisticRatioClassifier, RatioClassifier
+from .ratio import FEW_ROWS, CalibratedRatioClassifier, LogisticRatioClassifier
 
 __all__ = ["MLPRatioClassifier"]
 
@@ -27,7 +27,7 @@ CHUNK_PRODUCTS = 1 << 26
 GOOD_SLOPE = 0.8
 
 
-class MLPRatioClassifier(RatioClassifier):
+class MLPRatioClassifier(CalibratedRatioClassifier):
     r"""Log-ratio of two densities by a fully connected network that tells samples of both apart.
 
     The network's output z(x) is trained as the log-odds that a point came from the numerator p and not from the
@@ -204,12 +204,12 @@ class MLPRatioClassifier(RatioClassifier):
             raise ValueError(f"warm_start needs the layers of the last fit, {before}, got {layer_sizes.tolist()}")
         features = self.scaler_.transform(X).astype(self._params.dtype, copy=False)
         self._train(features, in_p.astype(features.dtype), weight.astype(features.dtype, copy=False), held, random)
-        self._calibrate(self._network(features), in_p, weight, held)
+        output = self._network(features)
+        self._calibrate(output, in_p, weight)
+        self._check_held_out(output, in_p, weight, held)
 
-    def _calibrate(self, output, in_p, weight, held):
-        self.calibration_ = LogisticRatioClassifier(backend=self.backend).fit(output[:, None], in_p, weight)
-        for name in ("coef_", "intercept_", "coef_covariance_", "separated_", "converged_"):
-            setattr(self, name, getattr(self.calibration_, name))
+    def _check_held_out(self, output, in_p, weight, held):
+        """Tell a network that is overconfident where it was not trained."""
         if min(np.count_nonzero(held & in_p), np.count_nonzero(held & ~in_p)) >= FEW_ROWS:
             log_odds = self.calibration_.decision_function(output[held, None])
             again = LogisticRatioClassifier(backend=self.backend).fit(log_odds[:, None], in_p[held], weight[held])
@@ -324,9 +324,8 @@ class MLPRatioClassifier(RatioClassifier):
         map_blocks(work, len(features))
         return out
 
-    def _terms(self, X):
-        """Return the one term of the calibrating regression."""
-        return self.calibration_._terms(self._network(self.scaler_.transform(X))[:, None])
+    def _output(self, X):
+        return self._network(self.scaler_.transform(X))
 
     @contextmanager
     def _progress(self):

@@ -9,9 +9,9 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.model_selection import KFold
+from sklearn.model_selection import cross_val_predict
 from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import (
@@ -20,10 +20,11 @@ from sklearn.utils.validation import (
     check_array,
     check_is_fitted,
     column_or_1d,
+    has_fit_parameter,
     validate_data,
 )
 
-from ._arrays import as_count, as_rng
+from ._arrays import as_count
 from ._backend import kernels
 from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
 from .estimate import AccuracyWarning, Estimate
@@ -31,9 +32,9 @@ from .estimate import AccuracyWarning, Estimate
 if TYPE_CHECKING:
     from typing import Self
 
-    from ._arrays import ArrayLike, NDArray, Seed
+    from ._arrays import ArrayLike, NDArray
 
-__all__ = ["LogisticRatioClassifier", "RatioClassifier", "divergences_from_samples"]
+__all__ = ["CalibratedRatioClassifier", "LogisticRatioClassifier", "RatioClassifier", "RatioFromClassifier"]
 
 FLOATS = (np.float64, np.float32)
 SOLVERS = ("newton", "lbfgs", "sgd")
@@ -266,12 +267,12 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
                 terms[name] = self._terms(validate_data(self, _as_matrix(x), dtype=FLOATS, reset=False))
         log_ratios = {name: self._log_odds(t) + self.log_prior_ratio_ for name, t in terms.items()}
         estimates = {}
-        for name, (means, slopes) in _functionals(**log_ratios).items():
-            gradient = sum(slope @ _with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
+        for name, (means, slopes) in functionals(**log_ratios).items():
+            gradient = sum(slope @ with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
             # One sample says nothing of its spread.
             variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
             standard_error = math.sqrt(variance + gradient @ self.coef_covariance_ @ gradient)
-            estimates[name] = _estimate(means, standard_error, **self._diagnostics())
+            estimates[name] = estimate_of(means, standard_error, **self._diagnostics())
         return estimates
 
     def _diagnostics(self):
@@ -482,8 +483,118 @@ class LogisticRatioClassifier(RatioClassifier):
         self.converged_ = rate <= MIN_RATE * self.learning_rate
         return coef.astype(np.float64, copy=False)
 
+    @property
+    def _penalty(self):
+        return self.alpha
+
     def _terms(self, X):
         return self.terms_.transform(X)
+
+
+class CalibratedRatioClassifier(RatioClassifier):
+    """Log-ratios by a logistic regression on one term: the output of a classifier, log-odds that are not calibrated.
+
+    A subclass has the output in `_output`, and in `_fit` calls `_calibrate` with it.
+    """
+
+    def _calibrate(self, output, in_p, weight):
+        self.calibration_ = LogisticRatioClassifier(backend=self.backend).fit(output[:, None], in_p, weight)
+        for name in ("coef_", "intercept_", "coef_covariance_", "separated_", "converged_"):
+            setattr(self, name, getattr(self.calibration_, name))
+
+    @property
+    def _penalty(self):
+        return self.calibration_.alpha
+
+    def _terms(self, X):
+        return self.calibration_._terms(self._output(X)[:, None])
+
+
+class RatioFromClassifier(CalibratedRatioClassifier):
+    """Log-ratio of two densities by any of scikit-learn's classifiers, calibrated.
+
+    The classifier's log-odds of rows that it has not been fitted to, by cross-validation, are the one feature of a
+    logistic regression (Platt 1999), whose log-odds, corrected for the sizes of the samples, are the log-ratio.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A classifier with `decision_function`, or else `predict_proba`.
+    cv : int or splitter
+        The cross-validation, as scikit-learn takes it.
+    backend : str or None
+        The kernel set of the calibration, as in `use_backend`.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The classifier, fitted to all rows.
+    calibration_ : LogisticRatioClassifier
+        The logistic regression on its log-odds.
+    classes_ : ndarray, shape (2,)
+        Labels; the second is the numerator's.
+    log_prior_ratio_ : float
+        log(n_q / n_p), by sample weight.
+    separated_ : bool
+        Whether the log-odds of all the numerator's samples are above those of all the others.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Warns
+    -----
+    AccuracyWarning
+        If the classifier separates samples that it has not seen.
+
+    Notes
+    -----
+    The fit to all rows is a little better than those that it is calibrated by, and its own spread is not in the
+    standard errors; the calibration's is. Probabilities of 0 and 1 count as half a row in as many as were fitted.
+
+    References
+    ----------
+    Platt, "Probabilistic outputs for support vector machines" (1999).
+
+    Examples
+    --------
+    >>> from fastdiv import Normal, RatioFromClassifier
+    >>> from sklearn.ensemble import HistGradientBoostingClassifier
+    >>> x_p, x_q = Normal(1, 1).sample((2000, 1), rng=1), Normal(0, 2).sample((2000, 1), rng=2)
+    >>> trees = HistGradientBoostingClassifier(max_leaf_nodes=4, max_iter=40, random_state=0)
+    >>> model = RatioFromClassifier(trees).fit_samples(x_p, x_q)
+    >>> bool(abs(model.log_ratio([[0.0]])[0] - 0.193) < 0.2)
+    True
+    """
+
+    def __init__(self, estimator: BaseEstimator, cv: int = 5, *, backend: str | None = None) -> None:
+        self.estimator = estimator
+        self.cv = cv
+        self.backend = backend
+
+    def _check_parameters(self):
+        if not (hasattr(self.estimator, "decision_function") or hasattr(self.estimator, "predict_proba")):
+            wanted = "a classifier with decision_function or predict_proba"
+            raise TypeError(f"estimator must be {wanted}, got {type(self.estimator).__name__}")
+
+    def _fit(self, X, in_p, weight):
+        self._check_finite(X)
+        estimator, method = clone(self.estimator), self._method()
+        params = {"sample_weight": weight} if has_fit_parameter(estimator, "sample_weight") else None
+        output = cross_val_predict(estimator, X, in_p, cv=self.cv, method=method, params=params)
+        self.estimator_ = estimator.fit(X, in_p, **(params or {}))
+        self._n_rows = len(X)
+        self._calibrate(self._log_odds_of(output, X.dtype), in_p, weight)
+
+    def _method(self):
+        return "decision_function" if hasattr(self.estimator, "decision_function") else "predict_proba"
+
+    def _log_odds_of(self, output, dtype):
+        if output.ndim == 2:
+            least = 0.5 / self._n_rows
+            output = logit(np.clip(output[:, 1], least, 1 - least))
+        return output.astype(dtype)
+
+    def _output(self, X):
+        return self._log_odds_of(getattr(self.estimator_, self._method())(X), X.dtype)
 
 
 def _is_plain(X):
@@ -491,11 +602,11 @@ def _is_plain(X):
     return type(X) is np.ndarray and X.dtype in FLOATS and X.ndim == 2 and X.flags.c_contiguous and X.size > 0
 
 
-def _with_intercept(terms):
+def with_intercept(terms):
     return np.column_stack([terms, np.ones(len(terms))]).astype(np.float64, copy=False)
 
 
-def _functionals(x_p=None, x_q=None):
+def functionals(x_p=None, x_q=None):
     """Return, by divergence, the terms whose means over the samples add up to it, and their slopes in the log-ratio.
 
     The arguments are the log-ratios at the samples; divergences that need a sample which is not there are left out.
@@ -511,7 +622,7 @@ def _functionals(x_p=None, x_q=None):
     return found
 
 
-def _estimate(means, standard_error, **diagnostics):
+def estimate_of(means, standard_error, **diagnostics):
     return Estimate(
         math.fsum(np.mean(values, dtype=np.float64) for values in means.values()),
         error=standard_error,
@@ -522,13 +633,13 @@ def _estimate(means, standard_error, **diagnostics):
     )
 
 
-def _coefficient_moves(terms, in_p, log_odds, weight, alpha):
+def coefficient_moves(terms, in_p, log_odds, weight, alpha):
     """Return what each sample moves the coefficients by: its score, centred in its class, over the Hessian.
 
     The samples of a class are drawn given their number, so what their scores have in common is no noise; what the
     classes' weights move the intercept by, the prior correction takes back.
     """
-    terms, weight = _with_intercept(terms), weight.astype(np.float64)
+    terms, weight = with_intercept(terms), weight.astype(np.float64)
     log_odds = log_odds.astype(np.float64)
     penalty = len(terms) * np.diag([alpha] * (terms.shape[1] - 1) + [0.0])
     hessian = (terms.T * (weight * expit(log_odds) * expit(-log_odds))) @ terms + penalty
@@ -563,119 +674,3 @@ def checked_samples(x_p, x_q):
     if x_p.shape[1] != x_q.shape[1]:
         raise ValueError(f"x_p and x_q must have as many columns, got {x_p.shape[1]} and {x_q.shape[1]}")
     return x_p, x_q
-
-
-def divergences_from_samples(
-    x_p: ArrayLike,
-    x_q: ArrayLike,
-    *,
-    estimator: LogisticRatioClassifier | None = None,
-    n_splits: int = 5,
-    rng: Seed = None,
-) -> dict[str, Estimate]:
-    r"""Estimate KL both ways and JS from samples, each log-ratio by a classifier that has not seen the point.
-
-    Parameters
-    ----------
-    x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
-        Samples of p and q.
-    estimator : LogisticRatioClassifier, optional
-        ``LogisticRatioClassifier(degree=2)`` by default.
-    n_splits : int
-        Parts that each sample is cut into; each part's log-ratios come from a fit to the others.
-    rng : Generator, int or None
-        As `numpy.random.default_rng` takes it.
-
-    Returns
-    -------
-    dict of Estimate
-        "kl_pq", "kl_qp" and "js", in nats. The standard errors hold the spread of the samples, that of the fit, and
-        the distance to the value on the samples of the fit; where the samples are separated they are inf.
-
-    Raises
-    ------
-    TypeError
-        If `estimator` is not a LogisticRatioClassifier.
-    ValueError
-        If a sample has fewer than two rows, or the numbers of columns differ.
-
-    Warns
-    -----
-    AccuracyWarning
-        If the classifier separates the samples, a divergence is beyond log n nats, or a sample has under 50 rows.
-
-    Notes
-    -----
-    Each divergence is a mean of some function of the log-ratio. The first part of its standard error is the root of
-    the summed squares of the samples' influences: the deviation of a sample's own term, plus what the sample's score
-    moves the fitted coefficients by, times the mean's gradient in them (van der Vaart 1998, example 5.25 and
-    chapter 3). Influence vanishes where p and q coincide, and does not see a log-ratio that is extrapolated; the
-    second part, the difference between the held-out and the fitted value, is what is left there.
-
-    Examples
-    --------
-    >>> from fastdiv import Normal
-    >>> from fastdiv.ratio import divergences_from_samples
-    >>> x_p, x_q = Normal(1, 1).sample(4000, rng=1), Normal(0, 2).sample(4000, rng=2)
-    >>> found = divergences_from_samples(x_p, x_q, rng=0)
-    >>> bool(abs(found["kl_pq"] - 0.443) < 4 * found["kl_pq"].standard_error)
-    True
-    """
-    x_p, x_q = checked_samples(x_p, x_q)
-    rng = as_rng(rng)
-    n_splits = min(as_count(n_splits, "n_splits", 2), len(x_p), len(x_q))
-    if n_splits < 2:
-        raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
-    estimator = LogisticRatioClassifier(degree=2) if estimator is None else estimator
-    if not isinstance(estimator, LogisticRatioClassifier):
-        raise TypeError(f"estimator must be a LogisticRatioClassifier, got {type(estimator).__name__}")
-
-    def fitted(x_p, x_q):
-        return clone(estimator).set_params(random_state=int(rng.integers(1 << 31))).fit_samples(x_p, x_q)
-
-    def folds(x):
-        return KFold(n_splits, shuffle=True, random_state=int(rng.integers(1 << 31))).split(x)
-
-    log_ratio_p, log_ratio_q = np.empty(len(x_p)), np.empty(len(x_q))
-    for (fit_p, held_p), (fit_q, held_q) in zip(folds(x_p), folds(x_q), strict=True):
-        model = fitted(x_p[fit_p], x_q[fit_q])
-        log_ratio_p[held_p], log_ratio_q[held_q] = model.log_ratio(x_p[held_p]), model.log_ratio(x_q[held_q])
-    model = fitted(x_p, x_q)
-    in_sample = _in_sample(model, x_p, x_q)
-    estimates = {}
-    for name, (means, _) in _functionals(log_ratio_p, log_ratio_q).items():
-        value, influence = in_sample[name]
-        optimism = value - math.fsum(np.mean(part) for part in means.values())
-        standard_error = math.inf if model.separated_ else math.hypot(influence, optimism)
-        estimates[name] = _estimate(means, standard_error, separated=model.separated_, optimism=optimism)
-    if min(len(x_p), len(x_q)) < FEW_ROWS:
-        message = f"the standard errors are for large samples, got {len(x_p)} and {len(x_q)} rows"
-        warnings.warn(message, AccuracyWarning, stacklevel=2)
-    known = math.log(min(len(x_p), len(x_q)))
-    if max(estimates["kl_pq"], estimates["kl_qp"]) > known:
-        warnings.warn(
-            f"a divergence beyond log n = {known:.2g} nats is more than samples of this size can tell: "
-            "the estimate is likely too low",
-            AccuracyWarning,
-            stacklevel=2,
-        )
-    return estimates
-
-
-def _in_sample(model, x_p, x_q):
-    """Return, on the samples of the fit, each divergence and the norm of its influence function."""
-    rows = {"x_p": slice(0, len(x_p)), "x_q": slice(len(x_p), None)}
-    X = np.concatenate([x_p, x_q])
-    in_p = np.arange(len(X)) < len(x_p)
-    terms, log_odds = model.terms_.transform(X), model.decision_function(X)
-    moves = _coefficient_moves(terms, in_p, log_odds, np.ones(len(X)), model.alpha)
-    log_ratio = log_odds + model.log_prior_ratio_
-    found = {}
-    for name, (means, slopes) in _functionals(log_ratio[rows["x_p"]], log_ratio[rows["x_q"]]).items():
-        gradient = sum(slope @ _with_intercept(terms[rows[x]]) / len(slope) for x, slope in slopes.items())
-        influence = moves @ gradient
-        for x, values in means.items():
-            influence[rows[x]] += (values - values.mean()) / len(values)
-        value = math.fsum(np.mean(values) for values in means.values())
-        found[name] = value, float(np.linalg.norm(influence))
-    return found
