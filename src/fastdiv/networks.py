@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
 from ._arrays import as_count
 from ._backend import kernels, map_blocks
+from ._logistic import PolynomialTerms
 from .estimate import AccuracyWarning
 from .ratio import FEW_ROWS, CalibratedRatioClassifier, LogisticRatioClassifier
 
@@ -197,7 +197,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
             raise ValueError(f"early_stopping needs rows to hold out, got {len(X)} rows")
         layer_sizes = np.array([X.shape[1], *self.hidden_layer_sizes, 1], dtype=np.intp)
         if not (self.warm_start and hasattr(self, "_params")):
-            self.scaler_ = StandardScaler().fit(X[~held], sample_weight=weight[~held])
+            self.scaler_ = PolynomialTerms(X[~held], weight[~held], degree=1)
             self._start(layer_sizes, X.dtype, random)
         elif not np.array_equal(layer_sizes, self._layer_sizes):
             before = self._layer_sizes.tolist()
@@ -244,7 +244,6 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
     def _train(self, features, y, weight, held, random):
         training, validation = ([part[rows] for part in (features, y, weight)] for rows in (~held, held))
         masses = [part[-1].sum(dtype=np.float64) for part in (training, validation)]
-        # Half of an epoch of some hundred rows would go to a RandomState's permutation.
         generator = np.random.default_rng(random.randint(1 << 32, size=4, dtype=np.uint32))
         self.loss_curve_, self.validation_loss_curve_ = [], []
         best, best_params, n_worse = math.inf, None, 0
