@@ -65,6 +65,32 @@ def test_calls_agree_with_every_kernel_set(kernels, row):
         np.testing.assert_allclose(answer, expected, rtol=1e-10)
 
 
+def test_batches_of_many_blocks_agree(kernels):
+    params = []
+    for module in (reference, kernels):
+        inputs, outputs = TABLE["mlp_epoch"].load(1000)
+        module.mlp_epoch(*inputs[:4], 300, *inputs[5:], *outputs)
+        params.append(outputs[0])
+    np.testing.assert_allclose(*params, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("n_features", [1, 2, 3, 4, 7, 13])
+@pytest.mark.parametrize(("n_sums", "n_hessian", "n_squares"), [(2, 0, 0), (2, 1, 0), (4, 0, 1), (4, 1, 1)])
+def test_newton_passes_of_any_width_agree(kernels, n_features, n_sums, n_hessian, n_squares):
+    rng = np.random.default_rng(n_features)
+    side = n_features + 1
+    X, y = rng.normal(size=(300, n_features)), rng.integers(2, size=300).astype(np.float64)
+    inputs = X, rng.normal(size=n_features), rng.uniform(0.5, 2, n_features), y, rng.uniform(0.5, 2, 300)
+    found = []
+    for module in (reference, kernels):
+        outputs = [np.zeros((n_sums, side)), *(np.zeros((side * n, side * n)) for n in (n_hessian, n_squares))]
+        outputs.append(np.array([0.0, np.inf, -np.inf]))
+        module.logistic_newton_pass(*inputs, np.linspace(-1, 1, side), *outputs)
+        found.append(outputs)
+    for expected, output in zip(*found, strict=True):
+        np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_sgd_agrees_after_ten_epochs(kernels):
     coefs = []
     for module in (reference, kernels):

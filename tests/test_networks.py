@@ -1,9 +1,12 @@
 """The network as a scikit-learn estimator, and the published figures of the network 1-10-20-1."""
 
+import pickle
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -14,11 +17,13 @@ from benchmarks.exact import ulp_error
 from benchmarks.table import TABLE
 from fastdiv import (
     AccuracyWarning,
+    LogisticRatioClassifier,
     MLPRatioClassifier,
     MultivariateNormal,
     Normal,
     js_divergence,
     kl_divergence,
+    kl_divergence_from_samples,
     log_ratio,
     set_num_threads,
 )
@@ -96,9 +101,20 @@ def test_estimates_hold_the_spread_of_the_fit():
     for seed in range(60):
         model = MLPRatioClassifier(random_state=seed).fit_samples(*samples(500, 500, seed))
         x_p, x_q = samples(500, 500, seed + 1000)
-        for estimate, truth in ((model.kl_divergence(x_p), KL), (model.js_divergence(x_p, x_q), JS)):
-            scores.append((estimate - truth) / estimate.standard_error)
-    assert 0.75 < np.std(scores) < 1.3
+        pairs = (model.kl_divergence(x_p), KL), (model.js_divergence(x_p, x_q), JS)
+        scores.append([(estimate - truth) / estimate.standard_error for estimate, truth in pairs])
+    deviations = np.sqrt(np.mean(np.square(scores), axis=0))
+    assert np.all((deviations > 0.75) & (deviations < 1.4))
+
+
+@quietly
+def test_cross_fitting_widens_the_error_by_what_the_network_misses():
+    p, q = MultivariateNormal(np.zeros(5), np.ones(5)), MultivariateNormal(np.zeros(5), np.full(5, 2.25))
+    x_p, x_q = p.sample(500, rng=0), q.sample(500, rng=1)
+    fitted = MLPRatioClassifier(random_state=0).fit_samples(x_p, x_q).kl_divergence(p.sample(500, rng=2))
+    crossed = kl_divergence_from_samples(x_p, x_q, "mlp", rng=0)
+    assert crossed.standard_error > 1.5 * fitted.standard_error
+    assert abs(crossed - kl_divergence(p, q)) < 4 * crossed.standard_error
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -151,7 +167,7 @@ def test_weights_count_as_rows_do():
     np.testing.assert_allclose(weighted.log_ratio(x), plain.log_ratio(x), atol=0.2)
 
 
-def test_a_seed_fixes_the_fit_whatever_the_threads():
+def test_a_seed_fixes_the_fit_whatever_the_threads(threads):
     x_p, x_q = samples(20_000, 20_000)
     predictions = []
     for n_threads in (1, 2, 2):
@@ -210,9 +226,56 @@ def test_warm_start_needs_the_same_layers():
     assert model.coefs_[0].dtype == np.float64
 
 
-def test_early_stopping_needs_rows():
-    with pytest.raises(ValueError, match="early_stopping needs rows"):
-        MLPRatioClassifier(early_stopping=True).fit([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1])
+def test_early_stopping_needs_rows_of_both_classes():
+    with pytest.raises(ValueError, match="early_stopping needs rows of both"):
+        MLPRatioClassifier(early_stopping=True).fit_samples(*samples(40, 2))
+
+
+def test_a_fit_that_fails_leaves_the_last_one():
+    x_p, x_q = samples(300, 300)
+    model = MLPRatioClassifier(solver="sgd", max_iter=5, warm_start=True, random_state=0).fit_samples(x_p, x_q)
+    before = model.log_ratio(x_p)
+    with pytest.raises(ValueError, match="the steps diverge"):
+        model.set_params(learning_rate=1e9).fit_samples(x_p, x_q)
+    np.testing.assert_array_equal(model.log_ratio(x_p), before)
+    model.set_params(learning_rate=1e-3).fit_samples(x_p, x_q)
+    with pytest.raises(NotFittedError):
+        MLPRatioClassifier().predict(x_p)
+
+
+def test_a_copy_predicts_the_same():
+    x_p, x_q = samples(300, 300)
+    model = MLPRatioClassifier(max_iter=5, random_state=0).fit_samples(x_p, x_q)
+    expected = model.log_ratio(x_p)
+    model.coefs_[0][:] = 0
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).log_ratio(x_p), expected)
+
+
+def test_constant_features_are_no_evidence():
+    y = np.repeat([0, 1], 500)
+    model = MLPRatioClassifier(max_iter=3, random_state=0).fit(np.full((1000, 2), 0.1, dtype=np.float32), y)
+    np.testing.assert_allclose(model.log_ratio([[0.1, 0.1]]), 0, atol=1e-6)
+
+
+def test_without_hidden_layers_it_is_logistic_regression():
+    x_p, x_q = samples(500, 500)
+    model = MLPRatioClassifier((), max_iter=2, batch_size=10**18, random_state=0).fit_samples(x_p, x_q)
+    logistic = LogisticRatioClassifier().fit_samples(x_p, x_q)
+    np.testing.assert_allclose(model.log_ratio(x_p), logistic.log_ratio(x_p), atol=1e-3)
+
+
+def test_the_penalty_shrinks_the_weights():
+    sizes = [
+        np.sum(MLPRatioClassifier(alpha=alpha, random_state=0).fit_samples(*samples(300, 300)).coefs_[1] ** 2)
+        for alpha in (0, 0.1)
+    ]
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_samples_that_are_apart_are_told_once_and_here():
+    with pytest.warns(AccuracyWarning, match="separates the samples") as told:
+        MLPRatioClassifier(max_iter=50, random_state=0).fit_samples(np.linspace(0, 1, 99), np.linspace(5, 6, 99))
+    assert [warning.filename for warning in told] == [__file__]
 
 
 def test_it_works_inside_scikit_learn():

@@ -360,3 +360,27 @@ def test_same_distributions_are_not_told_apart():
     found = divergences_from_samples(rng.normal(size=(2000, 3)), rng.normal(size=(2000, 3)), rng=0)
     for estimate in found.values():
         assert abs(estimate) < 4 * estimate.standard_error
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1, 1e21])
+@pytest.mark.parametrize("solver", ["newton", "sgd"])
+def test_units_make_no_difference_in_float32(solver, scale):
+    x_p, x_q = (x.astype(np.float32) for x in samples(500, 500))
+    constant = np.full((500, 1), 0.1, dtype=np.float32)
+    model = LogisticRatioClassifier(solver=solver, random_state=0).fit_samples(x_p, x_q)
+    scaled = LogisticRatioClassifier(solver=solver, random_state=0)
+    scaled.fit_samples(np.hstack([x_p * scale, constant]), np.hstack([x_q * scale, constant]))
+    np.testing.assert_allclose(scaled.coef_[0], [model.coef_[0, 0], 0], rtol=0.01, atol=1e-3)
+    assert abs(scaled.log_ratio(np.array([[0, 0.11]], dtype=np.float32)) - model.log_ratio([[0.0]])) < 0.01
+
+
+def test_values_beyond_the_dtype_are_refused():
+    x = np.random.default_rng(0).normal(size=(100, 1)).astype(np.float32)
+    with pytest.raises(ValueError, match="X must have a spread that float32 can hold"):
+        LogisticRatioClassifier().fit(x * np.float32(1e-42), np.repeat([0, 1], 50))
+
+
+def test_warnings_point_at_the_caller():
+    with pytest.warns(AccuracyWarning, match="no convergence") as told:
+        LogisticRatioClassifier(max_iter=1).fit_samples(*samples(100, 100))
+    assert told[0].filename == __file__

@@ -165,7 +165,7 @@ def _available_cpus():
 
 def _initial_threads():
     # Joblib and Dask tell their workers by OMP_NUM_THREADS how many threads each may use.
-    inherited = os.environ.get("OMP_NUM_THREADS", "")
+    inherited = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     default = inherited if inherited.isdecimal() and int(inherited) > 0 else str(_available_cpus())
     asked = os.environ.get("FASTDIV_NUM_THREADS") or default
     if not (asked.isdecimal() and int(asked) > 0):

@@ -458,7 +458,8 @@ cdef inline void _line_strip(
     for i in range(STRIP):
         totals[i] = 0
         slopes[i] = 0
-    for group in range(n_groups):
+    # Without components, as where all parameters are NaN, the sums are 0.
+    for group in range(max(n_groups, 1)):
         for i in range(STRIP):
             total[i] = 0
             slope[i] = 0
@@ -1443,10 +1444,11 @@ cpdef void logistic_newton_pass(
     cdef Py_ssize_t n_features = X.shape[1]
     cdef Py_ssize_t n_columns = n_features + 1
     cdef Py_ssize_t n_stored = _n_blocks(n_columns, 4) * 4
-    cdef Py_ssize_t n_totals = (2 * _n_blocks(n_columns, 2) + 2) * n_stored * 2 * LANES
     cdef bint has_hessian = hessian.shape[0] > 0
     cdef bint has_squares = squares.shape[0] > 0
     cdef Py_ssize_t n_sums = sums.shape[0]
+    cdef Py_ssize_t n_pairs = _n_blocks(n_columns, 2) * (has_hessian + has_squares) + n_sums // 2
+    cdef Py_ssize_t n_totals = n_pairs * n_stored * 2 * LANES
     cdef Py_ssize_t block, start, n_points, n_padded, pair, tile, i, j, k
     cdef floating probability, residual, least, largest
     cdef floating logits[ROWS]

@@ -86,9 +86,11 @@ class PolynomialTerms:
         """Return means and inverse standard deviations by weight; the scale of a constant is 1."""
 
         def moments(start, stop):
-            columns, mass = self.polynomials(X[start:stop]), weight[start:stop]
-            total = float(mass.sum(dtype=np.float64))
-            mean = mass @ columns / X.dtype.type(total)
+            columns, mass = (
+                part.astype(np.float64, copy=False) for part in (self.polynomials(X[start:stop]), weight[start:stop])
+            )
+            total = float(mass.sum())
+            mean = mass @ columns / total
             deviations = columns - mean
             return total, mean, mass @ np.square(deviations, out=deviations)
 
@@ -101,11 +103,13 @@ class PolynomialTerms:
                 mean = totals @ means / total
                 squares = squares.sum(axis=0) + totals @ np.square(means - mean)
             variance = squares / total
-            # As scikit-learn's StandardScaler tells a constant.
+            # As scikit-learn's StandardScaler tells a constant; and as far as the data's own rounding goes.
             rounding = len(X) * np.finfo(np.float64).eps
-            variance[variance <= rounding * variance + np.square(rounding * mean)] = 1
-            scale = 1 / np.sqrt(variance)
-        return mean.astype(X.dtype, copy=False), scale.astype(X.dtype, copy=False)
+            constant = variance <= rounding * variance + np.square(rounding * mean)
+            constant |= variance <= np.square(4 * np.finfo(X.dtype).eps * mean)
+            scale = 1 / np.sqrt(np.where(constant, 1, variance))
+            centre, scale = mean.astype(X.dtype, copy=False), scale.astype(X.dtype, copy=False)
+        return centre, scale
 
 
 class Derivatives(NamedTuple):
@@ -158,7 +162,9 @@ class LogisticLoss:
     def __call__(self, coef: NDArray[np.float64], with_hessian: bool = True, with_scores: bool = False) -> Derivatives:
         """Return the loss and its derivatives, and with `with_scores` the moments of the rows' own gradients."""
         n, terms = self.n_coefficients, self.terms
-        side, n_rows = n if with_hessian else 0, min(max(BLOCK_VALUES // n, 256), BLOCK_SIZE)
+        side = n if with_hessian else 0
+        # Of the first degree there is nothing to write down.
+        n_rows = len(self.X) if terms.degree == 1 else min(max(BLOCK_VALUES // n, 256), BLOCK_SIZE)
         shapes = (4 if with_scores else 2, n), (side, side), (n, n) if with_scores else (0, 0)
         rounded = coef.astype(self.X.dtype, copy=False)
 
@@ -320,7 +326,7 @@ def coefficient_covariance(loss: LogisticLoss, at: Derivatives) -> NDArray[np.fl
     """
     squares = _symmetric(at.squares)
     squared = np.square(loss.weight)
-    by_class = np.array([loss.weight @ loss.y, squared @ loss.y], dtype=np.float64)
+    by_class = np.array([part.sum(where=loss.y == 1, dtype=np.float64) for part in (loss.weight, squared)])
     mass, squared_mass = np.array([[loss.mass, squared.sum(dtype=np.float64)] - by_class, by_class]).T
     means = at.sums[:2] / mass[:, None]
     shared = at.sums[2:].T @ means

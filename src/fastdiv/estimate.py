@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,14 @@ __all__ = ["AccuracyWarning", "Estimate"]
 
 class AccuracyWarning(RuntimeWarning):
     """A number came out that is not to be trusted as far as its error says."""
+
+
+def warn_of_accuracy(message: str) -> None:
+    """Warn at the line that called fastdiv, however deep in it the warning comes up."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "fastdiv":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, AccuracyWarning, stacklevel=level)
 
 
 class Estimate(float):

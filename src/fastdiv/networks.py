@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -12,9 +11,8 @@ from sklearn.utils import check_random_state
 
 from ._arrays import as_count
 from ._backend import kernels, map_blocks
-from ._logistic import PolynomialTerms
-from .estimate import AccuracyWarning
-from .ratio import FEW_ROWS, CalibratedRatioClassifier, LogisticRatioClassifier
+from .estimate import warn_of_accuracy
+from .ratio import FEW_ROWS, CalibratedRatioClassifier, calibrated
 
 __all__ = ["MLPRatioClassifier"]
 
@@ -27,13 +25,24 @@ CHUNK_PRODUCTS = 1 << 26
 GOOD_SLOPE = 0.8
 
 
+def _first_params(layer_sizes, random):
+    """Draw the weights of all layers; the biases, which come last in each, are 0."""
+    layers = []
+    for n_in, n_out in pairwise(layer_sizes):
+        limit = math.sqrt(6 / (n_in + n_out))
+        weights = random.uniform(-limit, limit, size=(n_out, n_in))
+        layers.append(np.column_stack([weights, np.zeros(n_out)]).ravel())
+    return np.concatenate(layers)
+
+
 class MLPRatioClassifier(CalibratedRatioClassifier):
     r"""Log-ratio of two densities by a fully connected network that tells samples of both apart.
 
     The network's output z(x) is trained as the log-odds that a point came from the numerator p and not from the
     denominator q, by the mean cross-entropy in mini-batches. Then a logistic regression on z, over all rows,
     calibrates it, and the log-ratio is :math:`\log \frac{p}{q}(x) = a\, z(x) + b + \log(n_q / n_p)`: the noise of the
-    last steps goes, which would move every divergence, and the spread of a and b is known.
+    last steps goes, which would move every divergence. The standard errors of its divergences hold the spread of a and
+    b, not what the network has missed or learned by heart: `kl_divergence_from_samples` finds that out.
 
     Parameters
     ----------
@@ -60,14 +69,16 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
     max_iter : int
         Passes over the data.
     validation_fraction : float
-        Share of each class that is held out of the training, for `validation_loss_curve_`; 0 holds out nothing.
+        Share of each class that is held out of the training, for `validation_loss_curve_` and a warning; 0 holds out
+        nothing.
     early_stopping : bool
         Whether to stop once the validation loss has not fallen by `tol` in `n_iter_no_change` passes, and to return to
         the best weights.
     tol, n_iter_no_change : float, int
         As `early_stopping` uses them.
     warm_start : bool
-        Whether `fit` goes on from the weights of the last one.
+        Whether `fit` goes on from the weights of the last one, with its standardisation of the features. Give a
+        `random_state`, or other rows are held out than before.
     verbose : bool
         Whether to show a progress bar with the losses; it needs rich.
     random_state : int, RandomState or None
@@ -81,14 +92,18 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
         Labels; the second is the numerator's.
     coefs_, intercepts_ : list of ndarray
         Weights, (n_in, n_out), and biases, (n_out,), of each layer, for standardised features.
+    scaler_ : PolynomialTerms
+        The standardisation of the features, ``scaler_.transform(X)``.
     calibration_ : LogisticRatioClassifier
         The logistic regression on the network's output.
+    separated_ : bool
+        Whether the log-odds of all the numerator's samples are above those of all the others.
     log_prior_ratio_ : float
         log(n_q / n_p), by sample weight.
     loss_curve_ : list of float
         Mean cross-entropy of the training rows during each pass, in nats.
     validation_loss_curve_ : list of float
-        Mean cross-entropy of the rows held out, after each pass.
+        Mean cross-entropy of the rows held out, after each pass, before the calibration.
     n_iter_ : int
         Passes made.
     n_features_in_, feature_names_in_
@@ -190,102 +205,107 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
             raise ValueError("early_stopping needs a validation_fraction above 0, got 0")
 
     def _fit(self, X, in_p, weight):
-        self._check_finite(X)
         random = check_random_state(self.random_state)
         held = self._held_out(in_p, random)
-        if self.early_stopping and not held.any():
-            raise ValueError(f"early_stopping needs rows to hold out, got {len(X)} rows")
+        if self.early_stopping and not (held[in_p].any() and held[~in_p].any()):
+            raise ValueError(f"early_stopping needs rows of both classes to hold out, got {len(X)} rows")
         layer_sizes = np.array([X.shape[1], *self.hidden_layer_sizes, 1], dtype=np.intp)
-        if not (self.warm_start and hasattr(self, "_params")):
-            self.scaler_ = PolynomialTerms(X[~held], weight[~held], degree=1)
-            self._start(layer_sizes, X.dtype, random)
-        elif not np.array_equal(layer_sizes, self._layer_sizes):
-            before = self._layer_sizes.tolist()
+        goes_on = self.warm_start and hasattr(self, "_params")
+        if goes_on and not np.array_equal(layer_sizes, self._layer_sizes):
+            before, self.n_features_in_ = self._layer_sizes.tolist(), int(self._layer_sizes[0])
             raise ValueError(f"warm_start needs the layers of the last fit, {before}, got {layer_sizes.tolist()}")
-        features = self.scaler_.transform(X).astype(self._params.dtype, copy=False)
-        self._train(features, in_p.astype(features.dtype), weight.astype(features.dtype, copy=False), held, random)
-        output = self._network(features)
+        scaler = self.scaler_ if goes_on else self._standardised(X[~held], weight[~held], degree=1)
+        self._check_finite(X)
+        params = self._params.copy() if goes_on else _first_params(layer_sizes, random).astype(X.dtype)
+        features = scaler.transform(X).astype(params.dtype, copy=False)
+        training, validation = (
+            tuple(part[rows].astype(params.dtype, copy=False) for part in (features, in_p, weight))
+            for rows in (~held, held)
+        )
+        generator = np.random.default_rng(random.randint(1 << 32, size=4, dtype=np.uint32))
+        self._layer_sizes = layer_sizes
+        self._params = self._train(params, training, validation, generator)
+        self.scaler_, self.n_iter_ = scaler, len(self.loss_curve_)
+        layers = np.split(self._params.copy(), np.cumsum(layer_sizes[1:] * (layer_sizes[:-1] + 1))[:-1])
+        layers = [layer.reshape(-1, n_in + 1) for layer, n_in in zip(layers, layer_sizes, strict=False)]
+        self.coefs_, self.intercepts_ = [layer[:, :-1].T for layer in layers], [layer[:, -1] for layer in layers]
+        output = self._network(features, self._params)
         self._calibrate(output, in_p, weight)
         self._check_held_out(output, in_p, weight, held)
-
-    def _check_held_out(self, output, in_p, weight, held):
-        """Tell a network that is overconfident where it was not trained."""
-        if min(np.count_nonzero(held & in_p), np.count_nonzero(held & ~in_p)) >= FEW_ROWS:
-            log_odds = self.calibration_.decision_function(output[held, None])
-            again = LogisticRatioClassifier(backend=self.backend).fit(log_odds[:, None], in_p[held], weight[held])
-            scale = float(again.terms_.scale[0])
-            slope, error = scale * again.coef_[0, 0], scale * math.sqrt(again.coef_covariance_[0, 0])
-            if slope + 3 * error < GOOD_SLOPE:
-                warnings.warn(
-                    f"by the rows held out the log-odds should be {slope:.2g} times as large: the network has learned "
-                    "its training rows by heart; use early_stopping, alpha, or fewer units",
-                    AccuracyWarning,
-                    stacklevel=4,
-                )
 
     def _held_out(self, in_p, random):
         """Choose the rows of the validation, the same share of each class."""
         held = np.zeros(len(in_p), dtype=bool)
         for rows in (np.flatnonzero(~in_p), np.flatnonzero(in_p)):
-            held[random.permutation(rows)[: int(self.validation_fraction * len(rows))]] = True
+            n_held = min(round(self.validation_fraction * len(rows)), len(rows) - 1)
+            held[random.permutation(rows)[:n_held]] = True
         return held
 
-    def _start(self, layer_sizes, dtype, random):
-        """Draw the weights of all layers; the biases, which come last in each, are 0."""
-        self._layer_sizes, layers = layer_sizes, []
-        for n_in, n_out in pairwise(layer_sizes):
-            limit = math.sqrt(6 / (n_in + n_out))
-            weights = random.uniform(-limit, limit, size=(n_out, n_in))
-            layers.append(np.column_stack([weights, np.zeros(n_out)]).ravel())
-        self._params = np.concatenate(layers).astype(dtype)
-        self._velocity, self._square = np.zeros((2, self._params.size), dtype=dtype)
-        self._n_steps = 0
+    def _check_held_out(self, output, in_p, weight, held):
+        """Tell a network that is overconfident where it was not trained."""
+        self._held_out_slope = math.nan
+        log_odds = self._log_odds(self.calibration_._terms(output[held, None]))
+        if min(np.count_nonzero(held & in_p), np.count_nonzero(held & ~in_p)) < FEW_ROWS or np.ptp(log_odds) == 0:
+            return
+        again = calibrated(log_odds, in_p[held], weight[held], self.backend)
+        scale = float(again.terms_.scale[0])
+        self._held_out_slope = slope = scale * float(again.coef_[0, 0])
+        error = scale * math.sqrt(again.coef_covariance_[0, 0])
+        if slope < GOOD_SLOPE and slope + 3 * error < 1:
+            warn_of_accuracy(
+                f"by the rows held out the log-odds should be {slope:.2g} times as large: the network has learned its "
+                "training rows by heart; use early_stopping, alpha, or fewer units"
+            )
 
-    def _train(self, features, y, weight, held, random):
-        training, validation = ([part[rows] for part in (features, y, weight)] for rows in (~held, held))
-        masses = [part[-1].sum(dtype=np.float64) for part in (training, validation)]
-        generator = np.random.default_rng(random.randint(1 << 32, size=4, dtype=np.uint32))
+    def _diagnostics(self):
+        return super()._diagnostics() | {"held_out_slope": self._held_out_slope}
+
+    def _train(self, params, training, validation, generator):
+        """Return the parameters that the passes, or the best of them, lead to; set the loss curves."""
+        masses = [weight.sum(dtype=np.float64) for *_, weight in (training, validation)]
+        state = params, *np.zeros((2, params.size), dtype=params.dtype)
         self.loss_curve_, self.validation_loss_curve_ = [], []
-        best, best_params, n_worse = math.inf, None, 0
+        best = reference = math.inf
+        best_params, n_worse = None, 0
         with self._progress() as advance:
             for _ in range(self.max_iter):
-                self.loss_curve_.append(self._epoch(*training, generator) / masses[0])
+                self.loss_curve_.append(self._epoch(*training, state, generator) / masses[0])
                 if masses[1]:
-                    self.validation_loss_curve_.append(self._loss(*validation) / masses[1])
+                    self.validation_loss_curve_.append(self._loss(*validation, params) / masses[1])
                 advance()
                 if not self.early_stopping:
                     continue
                 loss = self.validation_loss_curve_[-1]
-                n_worse = n_worse + 1 if loss > best - self.tol else 0
                 if loss < best:
-                    best, best_params = loss, self._params.copy()
+                    best, best_params = loss, params.copy()
+                n_worse = 0 if loss < reference - self.tol else n_worse + 1
+                reference = loss if n_worse == 0 else reference
                 if n_worse >= self.n_iter_no_change:
                     break
-        if best_params is not None:
-            self._params = best_params
-        elif self.loss_curve_[-1] > 2 * math.log(2):
+        if len(self.loss_curve_) > 1 and self.loss_curve_[-1] > 2 * math.log(2):
             # A network that knows nothing has log 2.
-            raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
-        self.n_iter_ = len(self.loss_curve_)
-        layers = np.split(self._params, np.cumsum(self._layer_sizes[1:] * (self._layer_sizes[:-1] + 1))[:-1])
-        layers = [layer.reshape(-1, n_in + 1) for layer, n_in in zip(layers, self._layer_sizes, strict=False)]
-        self.coefs_, self.intercepts_ = [layer[:, :-1].T for layer in layers], [layer[:, -1] for layer in layers]
+            raise self._divergence()
+        return params if best_params is None else best_params
 
-    def _epoch(self, X, y, weight, generator):
+    def _divergence(self):
+        return ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
+
+    def _epoch(self, X, y, weight, state, generator):
         """Make one pass over the rows and return the sum of the losses during it."""
         epoch = kernels(self.backend).mlp_epoch
         momentum, decay = (self.beta_1, self.beta_2) if self.solver == "adam" else (self.momentum, self.rho)
         permutation = generator.permutation(len(X)).astype(np.intp, copy=False)
-        chunk = self.batch_size * max(CHUNK_PRODUCTS // (self._params.size * self.batch_size), 1)
+        batch_size = min(as_count(self.batch_size, "batch_size", 1), len(X))
+        chunk = batch_size * max(CHUNK_PRODUCTS // (state[0].size * batch_size), 1)
+        n_steps = len(self.loss_curve_) * -(-len(X) // batch_size)
         loss, out = 0.0, np.empty(1)
         for start in range(0, len(X), chunk):
-            rows = permutation[start : start + chunk]
             epoch(
                 X,
                 y,
                 weight,
-                rows,
-                self.batch_size,
+                permutation[start : start + chunk],
+                batch_size,
                 self._layer_sizes,
                 ACTIVATIONS.index(self.activation),
                 SOLVERS.index(self.solver),
@@ -294,37 +314,34 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
                 decay,
                 self.epsilon,
                 self.alpha,
-                self._n_steps,
-                self._params,
-                self._velocity,
-                self._square,
+                n_steps + start // batch_size,
+                *state,
                 out,
             )
-            loss += out[0]
-            self._n_steps += -(-len(rows) // self.batch_size)
+            loss += float(out[0])
         if not math.isfinite(loss):
-            raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
+            raise self._divergence()
         return loss
 
-    def _loss(self, X, y, weight):
+    def _loss(self, X, y, weight, params):
         """Return the summed cross-entropy of the network, not calibrated."""
-        log_odds = self._network(X)
+        log_odds = self._network(X, params)
         return float(np.sum(weight * (np.logaddexp(0, log_odds) - y * log_odds), dtype=np.float64))
 
-    def _network(self, features):
+    def _network(self, features, params):
         """Return the network's output for standardised features."""
-        features = np.ascontiguousarray(features, dtype=self._params.dtype)
+        features = np.ascontiguousarray(features, dtype=params.dtype)
         out = np.empty(len(features), dtype=features.dtype)
         module, activation = kernels(self.backend), ACTIVATIONS.index(self.activation)
 
         def work(start, stop):
-            module.mlp_log_odds(features[start:stop], self._layer_sizes, activation, self._params, out[start:stop])
+            module.mlp_log_odds(features[start:stop], self._layer_sizes, activation, params, out[start:stop])
 
         map_blocks(work, len(features))
         return out
 
     def _output(self, X):
-        return self._network(self.scaler_.transform(X))
+        return self._network(self.scaler_.transform(X), self._params)
 
     @contextmanager
     def _progress(self):

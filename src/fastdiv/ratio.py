@@ -27,7 +27,7 @@ from sklearn.utils.validation import (
 from ._arrays import as_count
 from ._backend import kernels
 from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
-from .estimate import AccuracyWarning, Estimate
+from .estimate import AccuracyWarning, Estimate, warn_of_accuracy
 
 if TYPE_CHECKING:
     from typing import Self
@@ -110,6 +110,20 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         self._fit(X, in_p, weight)
         return self
 
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "separated_")
+
+    def _regression(self):
+        """Return what has the coefficients of the terms."""
+        return self
+
+    def _standardised(self, X, weight, degree):
+        terms = PolynomialTerms(X, weight, degree)
+        if not np.all(np.isfinite(terms.centre) & np.isfinite(terms.scale) & (terms.scale > 0)):
+            self._check_finite(X)
+            raise ValueError(f"X must have a spread that {X.dtype} can hold, up to its power {degree}")
+        return terms
+
     def _check_finite(self, X):
         assert_all_finite(X, estimator_name=type(self).__name__, input_name="X")
 
@@ -182,7 +196,8 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _log_odds(self, terms):
-        return terms @ self.coef_[0] + self.intercept_[0]
+        regression = self._regression()
+        return terms @ regression.coef_[0] + regression.intercept_[0]
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.floating]:
         """Log-odds of the numerator's class, as the sizes of the samples make them.
@@ -240,7 +255,9 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         Estimate
-            In nats. Its standard error holds the spread of these samples and that of the fit, taken as independent.
+            In nats. Its standard error holds the spread of these samples and that of the fitted coefficients, taken as
+            independent. Of a classifier that is calibrated it is the calibration's: what the classifier itself has
+            missed is in that of `kl_divergence_from_samples`.
         """
         return self._estimates(x_p=x_p)["kl_pq"]
 
@@ -271,12 +288,12 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
             gradient = sum(slope @ with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
             # One sample says nothing of its spread.
             variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
-            standard_error = math.sqrt(variance + gradient @ self.coef_covariance_ @ gradient)
+            standard_error = math.sqrt(variance + gradient @ self._regression().coef_covariance_ @ gradient)
             estimates[name] = estimate_of(means, standard_error, **self._diagnostics())
         return estimates
 
     def _diagnostics(self):
-        return {"converged": self.converged_, "separated": self.separated_}
+        return {"separated": self.separated_}
 
 
 class LogisticRatioClassifier(RatioClassifier):
@@ -405,19 +422,15 @@ class LogisticRatioClassifier(RatioClassifier):
         )
 
     def _fit(self, X, in_p, weight):
-        self.terms_ = PolynomialTerms(X, weight, self.degree)
-        if not np.all(np.isfinite(self.terms_.centre)):
-            self._check_finite(X)
+        self.terms_ = self._standardised(X, weight, self.degree)
         loss = LogisticLoss(kernels(self.backend), self.terms_, X, in_p.astype(X.dtype), weight, self.alpha)
         coef, at = self._minimise(loss)
         self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
         self.coef_covariance_, self.separated_ = coefficient_covariance(loss, at), at.is_separated
         if self.separated_:
-            warnings.warn(
+            warn_of_accuracy(
                 "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
-                f"the penalty alpha={self.alpha} keeps the estimate finite",
-                AccuracyWarning,
-                stacklevel=3,
+                f"the penalty alpha={self.alpha} keeps the estimate finite"
             )
 
     def _minimise(self, loss):
@@ -434,10 +447,8 @@ class LogisticRatioClassifier(RatioClassifier):
         self.n_iter_ = len(self.loss_curve_)
         if not self.converged_:
             unit = "passes" if self.solver == "sgd" else "steps"
-            warnings.warn(
-                f"no convergence in max_iter={self.max_iter} {unit}; the loss is {self.loss_curve_[-1]:.6g}",
-                AccuracyWarning,
-                stacklevel=3,
+            warn_of_accuracy(
+                f"no convergence in max_iter={self.max_iter} {unit}; the loss is {self.loss_curve_[-1]:.6g}"
             )
         return coef, at
 
@@ -446,7 +457,8 @@ class LogisticRatioClassifier(RatioClassifier):
         epoch = kernels(self.backend).logistic_sgd_epoch
         random = check_random_state(self.random_state)
         coef, velocity = np.zeros((2, terms.shape[1] + 1), dtype=terms.dtype)
-        chunk = self.batch_size * min(max(CHUNK_VALUES // (terms.shape[1] * self.batch_size), 1), CHUNK_STEPS)
+        batch_size = min(as_count(self.batch_size, "batch_size", 1), len(terms))
+        chunk = batch_size * min(max(CHUNK_VALUES // (terms.shape[1] * batch_size), 1), CHUNK_STEPS)
         rate, best, stalled = self.learning_rate, math.inf, 0
         self.loss_curve_ = []
         out = np.empty(1)
@@ -460,7 +472,7 @@ class LogisticRatioClassifier(RatioClassifier):
                     target,
                     weight,
                     rows,
-                    self.batch_size,
+                    batch_size,
                     rate,
                     self.momentum,
                     self.alpha,
@@ -483,12 +495,18 @@ class LogisticRatioClassifier(RatioClassifier):
         self.converged_ = rate <= MIN_RATE * self.learning_rate
         return coef.astype(np.float64, copy=False)
 
-    @property
-    def _penalty(self):
-        return self.alpha
-
     def _terms(self, X):
         return self.terms_.transform(X)
+
+    def _diagnostics(self):
+        return super()._diagnostics() | {"converged": self.converged_}
+
+
+def calibrated(output, in_p, weight, backend):
+    """Return a logistic regression on the output of a classifier, which is the one to tell what is to be told."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)
+        return LogisticRatioClassifier(backend=backend).fit(output[:, None], in_p, weight)
 
 
 class CalibratedRatioClassifier(RatioClassifier):
@@ -498,13 +516,16 @@ class CalibratedRatioClassifier(RatioClassifier):
     """
 
     def _calibrate(self, output, in_p, weight):
-        self.calibration_ = LogisticRatioClassifier(backend=self.backend).fit(output[:, None], in_p, weight)
-        for name in ("coef_", "intercept_", "coef_covariance_", "separated_", "converged_"):
-            setattr(self, name, getattr(self.calibration_, name))
+        self.calibration_ = calibrated(output, in_p, weight, self.backend)
+        self.separated_ = self.calibration_.separated_
+        if self.separated_:
+            warn_of_accuracy(
+                "the classifier separates the samples: the density ratio is unbounded on this evidence, and its "
+                "estimate is finite only because a penalty keeps it so"
+            )
 
-    @property
-    def _penalty(self):
-        return self.calibration_.alpha
+    def _regression(self):
+        return self.calibration_
 
     def _terms(self, X):
         return self.calibration_._terms(self._output(X)[:, None])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.model_selection import KFold
 
 from ._arrays import as_count, as_rng
-from .estimate import AccuracyWarning
+from .estimate import warn_of_accuracy
 from .networks import MLPRatioClassifier
 from .ratio import (
     FEW_ROWS,
@@ -47,8 +46,8 @@ def divergences_from_samples(
     x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
         Samples of p and q.
     estimator : {"logistic", "mlp"} or estimator
-        ``LogisticRatioClassifier(degree=2)``, ``MLPRatioClassifier()``, a ratio classifier, or any classifier of
-        scikit-learn's, which `RatioFromClassifier` then calibrates.
+        ``LogisticRatioClassifier(degree=2)``, ``MLPRatioClassifier(early_stopping=True)``, a ratio classifier, or any
+        classifier of scikit-learn's, which `RatioFromClassifier` then calibrates.
     n_splits : int
         Parts that each sample is cut into; each part's log-ratios come from a fit to the others.
     rng : Generator, int or None
@@ -80,6 +79,9 @@ def divergences_from_samples(
     moves the fitted coefficients by, times the mean's gradient in them (van der Vaart 1998, example 5.25 and
     chapter 3). Influence vanishes where p and q coincide, and does not see a log-ratio that is extrapolated; the
     second part, the difference between the held-out and the fitted value, is what is left there.
+
+    A log-ratio that the classifier cannot follow, or has too few samples for, makes the value too low by more than the
+    standard error knows: with a network in five dimensions and 500 samples of each, by some two of them.
 
     Examples
     --------
@@ -120,26 +122,24 @@ def divergences_from_samples(
         found = {"separated": model.separated_, "optimism": optimism, "mean_ratio": float(mean_ratio)}
         estimates[name] = estimate_of(means, standard_error, **found)
     if min(len(x_p), len(x_q)) < FEW_ROWS:
-        message = f"the standard errors are for large samples, got {len(x_p)} and {len(x_q)} rows"
-        warnings.warn(message, AccuracyWarning, stacklevel=2)
+        warn_of_accuracy(f"the standard errors are for large samples, got {len(x_p)} and {len(x_q)} rows")
     known = math.log(min(len(x_p), len(x_q)))
     if max(estimates["kl_pq"], estimates["kl_qp"]) > known:
-        warnings.warn(
+        warn_of_accuracy(
             f"a divergence beyond log n = {known:.2g} nats is more than samples of this size can tell: "
-            "the estimate is likely too low",
-            AccuracyWarning,
-            stacklevel=2,
+            "the estimate is likely too low"
         )
     elif not model.separated_ and abs(mean_ratio - 1) > 5 * mean_ratio.standard_error:
-        message = f"the ratio's mean under q is {mean_ratio:.2g}, not 1: the classifier is no model of these samples"
-        warnings.warn(message, AccuracyWarning, stacklevel=2)
+        warn_of_accuracy(
+            f"the ratio's mean under q is {mean_ratio:.2g}, not 1: the classifier is no model of these samples"
+        )
     return estimates
 
 
 def _ratio_classifier(estimator):
     """Return the ratio classifier that is asked for."""
     if isinstance(estimator, str):
-        named = {"logistic": LogisticRatioClassifier(degree=2), "mlp": MLPRatioClassifier()}
+        named = {"logistic": LogisticRatioClassifier(degree=2), "mlp": MLPRatioClassifier(early_stopping=True)}
         if estimator not in named:
             wanted = ", ".join(map(repr, named))
             raise ValueError(f"estimator must be one of {wanted}, or a classifier, got {estimator!r}")
@@ -163,7 +163,7 @@ def _in_sample(model, x_p, x_q):
     X = np.concatenate([x_p, x_q])
     in_p = np.arange(len(X)) < len(x_p)
     terms, log_odds = model._terms(X), model.decision_function(X)
-    moves = coefficient_moves(terms, in_p, log_odds, np.ones(len(X)), model._penalty)
+    moves = coefficient_moves(terms, in_p, log_odds, np.ones(len(X)), model._regression().alpha)
     log_ratio = log_odds + model.log_prior_ratio_
     found = {}
     for name, (means, slopes) in functionals(log_ratio[rows["x_p"]], log_ratio[rows["x_q"]]).items():
