@@ -299,7 +299,7 @@ def test_a_progress_bar_on_request(capsys):
     [
         ({"activation": "sigmoid"}, ValueError, "activation must be one of 'softplus', 'tanh', 'relu'"),
         ({"solver": "lbfgs"}, ValueError, "solver must be one of 'rmsprop', 'adam', 'sgd'"),
-        ({"hidden_layer_sizes": (10, 0)}, ValueError, "hidden_layer_sizes must be a whole number, at least 1"),
+        ({"hidden_layer_sizes": (10, 0)}, ValueError, "each of hidden_layer_sizes must be a whole number, at least 1"),
         ({"hidden_layer_sizes": 10}, TypeError, "hidden_layer_sizes must be a tuple"),
         ({"learning_rate": 0}, ValueError, "learning_rate must be positive"),
         ({"rho": 1.0}, ValueError, "rho must be at least 0 and under 1"),

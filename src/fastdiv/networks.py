@@ -185,7 +185,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
             message = f"hidden_layer_sizes must be a tuple of whole numbers, got {self.hidden_layer_sizes!r}"
             raise TypeError(message) from None
         for size in sizes:
-            as_count(size, "hidden_layer_sizes", 1)
+            as_count(size, "each of hidden_layer_sizes", 1)
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             as_count(getattr(self, name), name, 1)
         share = "at least 0 and under 1", lambda value: 0 <= value < 1
