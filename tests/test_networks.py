@@ -238,9 +238,15 @@ def test_a_fit_that_fails_leaves_the_last_one():
     with pytest.raises(ValueError, match="the steps diverge"):
         model.set_params(learning_rate=1e9).fit_samples(x_p, x_q)
     np.testing.assert_array_equal(model.log_ratio(x_p), before)
+    with pytest.raises(ValueError, match="the steps diverge"):
+        model.set_params(warm_start=False, hidden_layer_sizes=(200,)).fit_samples(np.c_[x_p, x_p], np.c_[x_q, x_q])
+    np.testing.assert_array_equal(model.log_ratio(x_p), before)
     model.set_params(learning_rate=1e-3).fit_samples(x_p, x_q)
+    failed = MLPRatioClassifier(solver="sgd", learning_rate=1e9)
+    with pytest.raises(ValueError, match="the steps diverge"):
+        failed.fit_samples(x_p, x_q)
     with pytest.raises(NotFittedError):
-        MLPRatioClassifier().predict(x_p)
+        failed.predict(x_p)
 
 
 def test_a_copy_predicts_the_same():

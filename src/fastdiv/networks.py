@@ -212,7 +212,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
         layer_sizes = np.array([X.shape[1], *self.hidden_layer_sizes, 1], dtype=np.intp)
         goes_on = self.warm_start and hasattr(self, "_params")
         if goes_on and not np.array_equal(layer_sizes, self._layer_sizes):
-            before, self.n_features_in_ = self._layer_sizes.tolist(), int(self._layer_sizes[0])
+            before = self._layer_sizes.tolist()
             raise ValueError(f"warm_start needs the layers of the last fit, {before}, got {layer_sizes.tolist()}")
         scaler = self.scaler_ if goes_on else self._standardised(X[~held], weight[~held], degree=1)
         self._check_finite(X)
@@ -295,7 +295,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
         epoch = kernels(self.backend).mlp_epoch
         momentum, decay = (self.beta_1, self.beta_2) if self.solver == "adam" else (self.momentum, self.rho)
         permutation = generator.permutation(len(X)).astype(np.intp, copy=False)
-        batch_size = min(as_count(self.batch_size, "batch_size", 1), len(X))
+        batch_size = min(int(self.batch_size), len(X))
         chunk = batch_size * max(CHUNK_PRODUCTS // (state[0].size * batch_size), 1)
         n_steps = len(self.loss_curve_) * -(-len(X) // batch_size)
         loss, out = 0.0, np.empty(1)

@@ -92,6 +92,17 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
             If a parameter is out of range, the labels are not two, or the fit diverges.
         """
         self._check_parameters()
+        before = vars(self).copy()
+        try:
+            self._fit_labelled(X, y, sample_weight)
+        except BaseException:
+            # A fit that fails leaves the last one whole.
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        return self
+
+    def _fit_labelled(self, X, y, sample_weight):
         X, self.classes_, in_p = self._checked_labels(X, y)
         if sample_weight is None:
             weight = np.ones(len(X), dtype=X.dtype)
@@ -108,10 +119,6 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
             weight = (weight * (len(weight) / weight.sum(dtype=np.float64))).astype(X.dtype)
         self.log_prior_ratio_ = math.log(n_q / n_p)
         self._fit(X, in_p, weight)
-        return self
-
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "separated_")
 
     def _regression(self):
         """Return what has the coefficients of the terms."""
@@ -457,7 +464,7 @@ class LogisticRatioClassifier(RatioClassifier):
         epoch = kernels(self.backend).logistic_sgd_epoch
         random = check_random_state(self.random_state)
         coef, velocity = np.zeros((2, terms.shape[1] + 1), dtype=terms.dtype)
-        batch_size = min(as_count(self.batch_size, "batch_size", 1), len(terms))
+        batch_size = min(int(self.batch_size), len(terms))
         chunk = batch_size * min(max(CHUNK_VALUES // (terms.shape[1] * batch_size), 1), CHUNK_STEPS)
         rate, best, stalled = self.learning_rate, math.inf, 0
         self.loss_curve_ = []
