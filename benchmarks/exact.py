@@ -49,14 +49,10 @@ def _diag_terms(x, log_weights, means, stds):
     return log_weights - np.sum(_log_norm(stds), axis=-1) - np.sum(z**2, axis=-1) / 2, -z / stds
 
 
-def _full_terms(x, log_weights, means, factors):
+def _full_terms(x, log_weights, means, whiteners):
     """Return the components' log-densities with their weights, and the whitened points."""
-    # Forward substitution, one coordinate at a time.
-    z = x[:, None] - means
-    for i in range(z.shape[-1]):
-        z[..., i] -= np.sum(factors[:, i, :i] * z[..., :i], axis=-1)
-        z[..., i] /= factors[:, i, i]
-    log_norms = np.sum(_log_norm(np.diagonal(factors, axis1=1, axis2=2)), axis=-1)
+    z = np.sum((x[:, None] - means)[..., None, :] * whiteners, axis=-1)
+    log_norms = np.sum(_log_norm(1 / np.diagonal(whiteners, axis1=1, axis2=2)), axis=-1)
     return log_weights - log_norms - np.sum(z**2, axis=-1) / 2, z
 
 
@@ -86,13 +82,9 @@ def mixture_score_diag(inputs, outputs):
 
 
 def mixture_score_full(inputs, outputs):
-    *others, factors = _exact(*inputs)
-    terms, z = _full_terms(*others, factors)
-    scores = -z
-    for i in reversed(range(z.shape[-1])):
-        scores[..., i] -= np.sum(factors[:, i + 1 :, i] * scores[..., i + 1 :], axis=-1)
-        scores[..., i] /= factors[:, i, i]
-    return [_mean_score(terms, scores)]
+    *others, whiteners = _exact(*inputs)
+    terms, z = _full_terms(*others, whiteners)
+    return [_mean_score(terms, -np.sum(z[..., None] * whiteners, axis=-2))]
 
 
 def logsumexp_rows(inputs, outputs):

@@ -100,9 +100,9 @@ def _diagonal(rng, n, k):
 
 def _full(rng, n, k):
     log_weights, means, scales = _mixture(rng, k, DIMENSIONS)
-    factors = np.tril(rng.normal(scale=0.3, size=(k, DIMENSIONS, DIMENSIONS)), -1)
-    factors[:, range(DIMENSIONS), range(DIMENSIONS)] = scales
-    return (rng.normal(scale=3, size=(n, DIMENSIONS)), log_weights, means, factors), (np.zeros(n),)
+    whiteners = np.tril(rng.normal(scale=0.1, size=(k, DIMENSIONS, DIMENSIONS)), -1)
+    whiteners[:, range(DIMENSIONS), range(DIMENSIONS)] = 1 / scales
+    return (rng.normal(scale=3, size=(n, DIMENSIONS)), log_weights, means, whiteners), (np.zeros(n),)
 
 
 def _gradients(arguments):

@@ -3,9 +3,11 @@
 import math
 import pickle
 
+import mpmath
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
+from scipy.linalg import hilbert
 
 from fastdiv import Mixture, MultivariateNormal, Normal, entropy, log_ratio, log_ratio_normal, optimal_classifier
 from fastdiv.distributions import midpoint
@@ -39,6 +41,26 @@ def test_mixture_with_full_covariances_is_scipys(backend):
     components = [stats.multivariate_normal(m, c) for m, c in zip(MEANS_2D, COVS, strict=True)]
     p = Mixture(WEIGHTS, MEANS_2D, covs=COVS)
     np.testing.assert_allclose(p.logpdf(x, backend=backend), scipy_mixture_logpdf(components, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "cov",
+    [hilbert(8), [[1, 1 - 1e-12], [1 - 1e-12, 1]], 0.9999999 ** np.abs(np.subtract.outer(np.arange(9), np.arange(9)))],
+    ids=["Hilbert", "two alike", "random walk"],
+)
+def test_nearly_singular_covariances_are_as_exact_as_their_condition_lets_them_be(cov, backend):
+    cov, dims = np.array(cov), len(cov)
+    mean = np.linspace(-9, 9, dims)
+    x = mean + np.random.default_rng(0).normal(size=(5, dims)) * np.sqrt(np.diag(cov))
+    with mpmath.workdps(60):
+        factor = mpmath.cholesky(mpmath.matrix(cov.tolist()))
+        log_norm = mpmath.fsum(mpmath.log(factor[i, i] * mpmath.sqrt(2 * mpmath.pi)) for i in range(dims))
+        exact = []
+        for point in x:
+            z = mpmath.lu_solve(factor, mpmath.matrix(point.tolist()) - mpmath.matrix(mean.tolist()))
+            exact.append(float(-mpmath.fsum(value**2 for value in z) / 2 - log_norm))
+    error = np.finfo(float).eps * np.linalg.cond(cov)
+    np.testing.assert_allclose(MultivariateNormal(mean, cov).logpdf(x, backend=backend), exact, rtol=error)
 
 
 def test_mixture_with_diagonal_covariances_is_the_full_one(backend):

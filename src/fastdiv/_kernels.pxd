@@ -51,7 +51,7 @@ cpdef void mixture_logpdf_full(
     const floating[:, ::1] x,
     const floating[::1] log_weights,
     const floating[:, ::1] means,
-    const floating[:, :, ::1] choleskys,
+    const floating[:, :, ::1] whiteners,
     floating[::1] out,
 ) except *
 cpdef void mixture_score(
@@ -72,7 +72,7 @@ cpdef void mixture_score_full(
     const floating[:, ::1] x,
     const floating[::1] log_weights,
     const floating[:, ::1] means,
-    const floating[:, :, ::1] choleskys,
+    const floating[:, :, ::1] whiteners,
     floating[:, ::1] out,
 ) except *
 cpdef void mlp_epoch(

@@ -59,7 +59,7 @@ def mixture_logpdf_diag(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
 ) -> None: ...
 def mixture_logpdf_full(
-    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], choleskys: NDArray[_F], out: NDArray[_F]
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], whiteners: NDArray[_F], out: NDArray[_F]
 ) -> None: ...
 def mixture_score(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
@@ -68,7 +68,7 @@ def mixture_score_diag(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
 ) -> None: ...
 def mixture_score_full(
-    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], choleskys: NDArray[_F], out: NDArray[_F]
+    x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], whiteners: NDArray[_F], out: NDArray[_F]
 ) -> None: ...
 def mlp_epoch(
     X: NDArray[_F],

@@ -28,6 +28,34 @@ cdef extern from "_vecmath.h" nogil:
     double fastdiv_softplus_slope(double x, double *slope) noexcept
     float fastdiv_softplus_slopef(float x, float *slope) noexcept
     void fastdiv_prefetch(const void *address) noexcept
+    void fastdiv_triangle_product(
+        const double *triangle,
+        Py_ssize_t row_step,
+        Py_ssize_t step,
+        Py_ssize_t n_rows,
+        const double *columns,
+        Py_ssize_t column_step,
+        const double *mean,
+        Py_ssize_t n_points,
+        int is_sum,
+        double *out,
+        double top,
+        double *terms,
+    ) noexcept
+    void fastdiv_triangle_productf(
+        const float *triangle,
+        Py_ssize_t row_step,
+        Py_ssize_t step,
+        Py_ssize_t n_rows,
+        const float *columns,
+        Py_ssize_t column_step,
+        const float *mean,
+        Py_ssize_t n_points,
+        int is_sum,
+        float *out,
+        float top,
+        float *terms,
+    ) noexcept
     void fastdiv_tile_products(
         const double *first,
         const double *second,
@@ -69,7 +97,7 @@ cdef enum:
     GRID = 128  # points of a grid: from the middle a recurrence keeps its digits as far as the ends
     MIDDLE = 64
     GROUP = 8  # terms that are summed in their own precision, before the sum goes on in double
-    STRIP = 32  # points whose sums stay in vector registers
+    STRIP = 32  # points whose sums stay in vector registers; FASTDIV_STRIP
     LANES = 8  # partial sums
     LINE = 64  # bytes of a cache line
     ALIKE = 14  # bits between the stds of a mixture whose score may be taken in one pass
@@ -244,49 +272,57 @@ cdef inline void _column_shifts(
 cdef void _logsumexp_columns(
     const floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points, floating *out
 ) noexcept nogil:
-    """Reduce terms (n_terms, BLOCK) over its rows."""
-    cdef floating shift[BLOCK]
-    cdef floating partial[BLOCK]
-    cdef double total[BLOCK]
-    cdef Py_ssize_t group, k, i
+    """Reduce terms (n_terms, BLOCK) over its rows; to the end of a strip, whatever is there is reduced and not kept."""
+    cdef floating shift[STRIP]
+    cdef floating partial[STRIP]
+    cdef double total[STRIP]
+    cdef const floating *strip
+    cdef Py_ssize_t start, group, k, i
     if n_terms == 1:
         for i in range(n_points):
             out[i] = terms[i]
         return
-    _column_shifts(terms, n_terms, n_points, shift)
-    for i in range(n_points):
-        total[i] = 0
-    for group in range(_n_blocks(n_terms, GROUP)):
-        for i in range(n_points):
-            partial[i] = 0
-        for k in range(group * GROUP, min((group + 1) * GROUP, n_terms)):
-            for i in range(n_points):
-                partial[i] += _exp2_term((terms[k * BLOCK + i] - shift[i]) * <floating> LOG2_E)
-        for i in range(n_points):
-            total[i] += partial[i]
-    for i in range(n_points):
-        out[i] = <floating> (shift[i] + fastdiv_log(total[i]))
+    for start in range(_n_blocks(n_points, STRIP)):
+        strip = terms + start * STRIP
+        _column_shifts(strip, n_terms, STRIP, shift)
+        for i in range(STRIP):
+            total[i] = 0
+        for group in range(_n_blocks(n_terms, GROUP)):
+            for i in range(STRIP):
+                partial[i] = 0
+            for k in range(group * GROUP, min((group + 1) * GROUP, n_terms)):
+                for i in range(STRIP):
+                    partial[i] += _exp2_term((strip[k * BLOCK + i] - shift[i]) * <floating> LOG2_E)
+            for i in range(STRIP):
+                total[i] += partial[i]
+        for i in range(STRIP):
+            partial[i] = <floating> (shift[i] + fastdiv_log(total[i]))
+        for i in range(min(n_points - start * STRIP, <Py_ssize_t> STRIP)):
+            out[start * STRIP + i] = partial[i]
 
 
 cdef void _responsibilities(floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points) noexcept nogil:
     """Make each column of terms (n_terms, BLOCK) its softmax: NaN where all of them are -inf."""
-    cdef floating shift[BLOCK]
-    cdef double total[BLOCK]
+    cdef floating shift[STRIP]
+    cdef double total[STRIP]
+    cdef floating *strip
     cdef floating t
-    cdef Py_ssize_t k, i
-    _column_shifts(terms, n_terms, n_points, shift)
-    for i in range(n_points):
-        total[i] = 0
-    for k in range(n_terms):
-        for i in range(n_points):
-            t = _exp2_term((terms[k * BLOCK + i] - shift[i]) * <floating> LOG2_E)
-            terms[k * BLOCK + i] = t
-            total[i] += t
-    for i in range(n_points):
-        shift[i] = <floating> (1 / total[i])
-    for k in range(n_terms):
-        for i in range(n_points):
-            terms[k * BLOCK + i] *= shift[i]
+    cdef Py_ssize_t start, k, i
+    for start in range(_n_blocks(n_points, STRIP)):
+        strip = terms + start * STRIP
+        _column_shifts(strip, n_terms, STRIP, shift)
+        for i in range(STRIP):
+            total[i] = 0
+        for k in range(n_terms):
+            for i in range(STRIP):
+                t = _exp2_term((strip[k * BLOCK + i] - shift[i]) * <floating> LOG2_E)
+                strip[k * BLOCK + i] = t
+                total[i] += t
+        for i in range(STRIP):
+            shift[i] = <floating> (1 / total[i])
+        for k in range(n_terms):
+            for i in range(STRIP):
+                strip[k * BLOCK + i] *= shift[i]
 
 
 cdef void _log_coefficients(
@@ -296,15 +332,16 @@ cdef void _log_coefficients(
     Py_ssize_t n_scales,
     Py_ssize_t scale_stride,
     Py_ssize_t component_stride,
+    int power,
     floating *log_coefs,
 ) noexcept nogil:
-    """Log of weight over the product of scales and sqrt(2 pi)."""
+    """Log of weight over the product of scales, to a power of 1 or -1, and sqrt(2 pi)."""
     cdef Py_ssize_t k, d
     cdef double log_coef
     for k in range(n_components):
         log_coef = log_weights[k] - n_scales * HALF_LOG_2PI
         for d in range(n_scales):
-            log_coef -= log(scales[k * component_stride + d * scale_stride])
+            log_coef -= power * log(scales[k * component_stride + d * scale_stride])
         log_coefs[k] = <floating> log_coef
 
 
@@ -383,7 +420,7 @@ cdef double _line_table(
     cdef floating *scales_2 = table + 3 * n_components
     cdef double top = -INFINITY
     cdef Py_ssize_t k
-    _log_coefficients(log_weights, stds, n_components, 1, 0, 1, log_coefs)
+    _log_coefficients(log_weights, stds, n_components, 1, 0, 1, 1, log_coefs)
     for k in range(n_components):
         top = log_coefs[k] if log_coefs[k] > top else top
     for k in range(n_components):
@@ -696,140 +733,69 @@ cdef void _diag_terms(
                 terms[k * BLOCK + strip * STRIP + i] = term[i]
 
 
-cdef inline void _two_rows(
-    const floating *first,
-    const floating *second,
-    Py_ssize_t stride,
-    const floating *solved,
-    Py_ssize_t n,
-    floating *z_first,
-    floating *z_second,
-) noexcept nogil:
-    """Take n solved coordinates of a strip (n, BLOCK), by the factors of two rows, from the strip's next two."""
-    cdef const floating *z
-    cdef floating factor, factor_2
-    cdef Py_ssize_t e, i
-    for e in range(n):
-        z = solved + e * BLOCK
-        factor = first[e * stride]
-        factor_2 = second[e * stride]
-        for i in range(STRIP):
-            z_first[i] -= factor * z[i]
-            z_second[i] -= factor_2 * z[i]
-
-
-cdef void _full_terms(
+cdef inline void _triangle_product(
+    const floating *triangle,
+    Py_ssize_t row_step,
+    Py_ssize_t step,
+    Py_ssize_t n_rows,
     const floating *columns,
+    Py_ssize_t column_step,
+    const floating *mean,
     Py_ssize_t n_points,
-    const floating *log_coefs,
-    const floating *means,
-    const floating *choleskys,
-    const floating *inverses,
-    Py_ssize_t n_components,
-    Py_ssize_t n_dims,
-    Py_ssize_t z_stride,
-    floating *z,
+    bint is_sum,
+    floating *out,
+    floating top,
     floating *terms,
 ) noexcept nogil:
-    """Terms by forward substitution in L z = (x - mean) / sqrt(2), two coordinates of a strip's points at a time.
-
-    The inverses are those of the diagonals. The z of a component (n_dims, BLOCK) lie z_stride after the last one's.
-    """
-    cdef floating term[STRIP]
-    cdef floating z_a[STRIP]
-    cdef floating z_b[STRIP]
-    cdef const floating *row
-    cdef const floating *next_row
-    cdef const floating *column
-    cdef const floating *next_column
-    cdef floating *z_k
-    cdef floating mean, next_mean, factor, inverse, next_inverse, first, second
-    cdef Py_ssize_t k, strip, d, b, i
-    for k in range(n_components):
-        for strip in range(_n_blocks(n_points, STRIP)):
-            z_k = z + k * z_stride + strip * STRIP
-            for i in range(STRIP):
-                term[i] = log_coefs[k]
-            for d in range(0, n_dims, 2):
-                # Beside the last one of an odd number is a copy that counts nothing.
-                b = min(d + 1, n_dims - 1)
-                row = choleskys + (k * n_dims + d) * n_dims
-                next_row = choleskys + (k * n_dims + b) * n_dims
-                column = columns + d * BLOCK + strip * STRIP
-                next_column = columns + b * BLOCK + strip * STRIP
-                mean = means[k * n_dims + d]
-                next_mean = means[k * n_dims + b]
-                for i in range(STRIP):
-                    z_a[i] = (column[i] - mean) * <floating> SQRT_HALF
-                    z_b[i] = (next_column[i] - next_mean) * <floating> SQRT_HALF
-                _two_rows(row, next_row, 1, z_k, d, z_a, z_b)
-                factor = next_row[d]
-                inverse = inverses[k * n_dims + d]
-                next_inverse = inverses[k * n_dims + b]
-                for i in range(STRIP):
-                    first = z_a[i] * inverse
-                    second = (z_b[i] - factor * first) * next_inverse if b > d else 0
-                    z_k[b * BLOCK + i] = second
-                    z_k[d * BLOCK + i] = first
-                    term[i] -= first * first + second * second
-            for i in range(STRIP):
-                terms[k * BLOCK + strip * STRIP + i] = term[i]
+    if floating is float:
+        fastdiv_triangle_productf(
+            triangle, row_step, step, n_rows, columns, column_step, mean, n_points, is_sum, out, top, terms
+        )
+    else:
+        fastdiv_triangle_product(
+            triangle, row_step, step, n_rows, columns, column_step, mean, n_points, is_sum, out, top, terms
+        )
 
 
 cdef void _full_slopes(
     Py_ssize_t n_points,
     const floating *responsibilities,
-    const floating *choleskys,
-    const floating *inverses,
+    const floating *factors,
     Py_ssize_t n_components,
     Py_ssize_t n_dims,
+    const floating *zeros,
     floating *z,
     floating *slopes,
 ) noexcept nogil:
-    """Sum -L^-T z of all components by their responsibilities, by backward substitution in place of z."""
-    cdef floating z_a[STRIP]
-    cdef floating z_b[STRIP]
-    cdef floating share[STRIP]
-    cdef const floating *cholesky
-    cdef floating *z_k
-    cdef floating *slope
-    cdef floating factor, inverse, next_inverse, first, second
-    cdef Py_ssize_t k, strip, d, b, i
+    """Sum -W' z of all components, scaled z (K, n_dims, BLOCK) and factors W, by their responsibilities."""
+    cdef floating share[BLOCK]
+    cdef floating unused[BLOCK]
+    cdef Py_ssize_t last = (n_dims - 1) * BLOCK
+    cdef floating *column
+    cdef Py_ssize_t k, d, i
     for i in range(n_dims * BLOCK):
         slopes[i] = 0
     for k in range(n_components):
-        cholesky = choleskys + k * n_dims * n_dims
-        for strip in range(_n_blocks(n_points, STRIP)):
-            slope = slopes + strip * STRIP
-            z_k = z + k * n_dims * BLOCK + strip * STRIP
-            for i in range(STRIP):
-                share[i] = responsibilities[k * BLOCK + strip * STRIP + i] * <floating> SQRT_2
-            for d in range(n_dims - 1, -1, -2):
-                # Beside the first one of an odd number is a copy that counts nothing.
-                b = max(d - 1, 0)
-                for i in range(STRIP):
-                    z_a[i] = z_k[d * BLOCK + i]
-                    z_b[i] = z_k[b * BLOCK + i]
-                _two_rows(
-                    cholesky + (d + 1) * n_dims + d,
-                    cholesky + (d + 1) * n_dims + b,
-                    n_dims,
-                    z_k + (d + 1) * BLOCK,
-                    n_dims - d - 1,
-                    z_a,
-                    z_b,
-                )
-                factor = cholesky[d * n_dims + b]
-                inverse = inverses[k * n_dims + d]
-                next_inverse = inverses[k * n_dims + b]
-                for i in range(STRIP):
-                    first = z_a[i] * inverse
-                    second = (z_b[i] - factor * first) * next_inverse
-                    z_k[b * BLOCK + i] = second
-                    z_k[d * BLOCK + i] = first
-            for d in range(n_dims):
-                for i in range(STRIP):
-                    slope[d * BLOCK + i] -= share[i] * z_k[d * BLOCK + i] if share[i] != 0 else 0
+        for i in range(BLOCK):
+            share[i] = -2 * responsibilities[k * BLOCK + i]
+        for d in range(n_dims):
+            column = z + (k * n_dims + d) * BLOCK
+            for i in range(BLOCK):
+                column[i] = share[i] * column[i] if share[i] != 0 else 0
+        _triangle_product(
+            factors + (k + 1) * n_dims * n_dims - 1,
+            -1,
+            -n_dims,
+            n_dims,
+            z + k * n_dims * BLOCK + last,
+            -BLOCK,
+            zeros,
+            n_points,
+            True,
+            slopes + last,
+            <floating> 0,
+            unused,
+        )
 
 
 cdef int _line(
@@ -943,7 +909,7 @@ cdef int _diag(
     if scratch == NULL:
         raise MemoryError
     with nogil:
-        _log_coefficients(&log_weights[0], &stds[0, 0], n_components, n_dims, 1, n_dims, log_coefs)
+        _log_coefficients(&log_weights[0], &stds[0, 0], n_components, n_dims, 1, n_dims, 1, log_coefs)
         for k in range(n_components):
             for d in range(n_dims):
                 scales[k * n_dims + d] = <floating> (SQRT_HALF / stds[k, d])
@@ -996,54 +962,59 @@ cdef int _full(
     const floating[:, ::1] x,
     const floating[::1] log_weights,
     const floating[:, ::1] means,
-    const floating[:, :, ::1] choleskys,
+    const floating[:, :, ::1] whiteners,
     bint is_score,
     floating *out,
 ) except -1:
     cdef Py_ssize_t n_components = means.shape[0]
     cdef Py_ssize_t n_dims = means.shape[1]
-    cdef Py_ssize_t block, start, n_points, k, d
-    # The score needs every component's z once more, the density none.
-    cdef Py_ssize_t z_stride = n_dims * BLOCK if is_score else 0
-    cdef Py_ssize_t n_z = n_components * z_stride if is_score else n_dims * BLOCK
+    cdef Py_ssize_t n_factors = n_components * n_dims * n_dims
+    cdef Py_ssize_t block, start, n_points, k, i
+    # A score needs every component's z once more, a density none.
+    cdef Py_ssize_t n_z = n_components * n_dims * BLOCK if is_score else 0
     cdef void *scratch = malloc(
-        (n_components * (BLOCK + n_dims + 1) + 2 * n_dims * BLOCK + n_z) * sizeof(floating) + LINE
+        (n_components * (BLOCK + 1) + n_dims * (2 * BLOCK + 1) + n_z + n_factors) * sizeof(floating) + LINE
     )
     cdef floating *terms = <floating *> _aligned(scratch)
     cdef floating *columns = terms + n_components * BLOCK
     cdef floating *slopes = columns + n_dims * BLOCK
     cdef floating *z = slopes + n_dims * BLOCK
-    cdef floating *inverses = z + n_z
-    cdef floating *log_coefs = inverses + n_components * n_dims
+    cdef floating *factors = z + n_z
+    cdef floating *log_coefs = factors + n_factors
+    cdef floating *zeros = log_coefs + n_components
     if scratch == NULL:
         raise MemoryError
     with nogil:
         _log_coefficients(
-            &log_weights[0], &choleskys[0, 0, 0], n_components, n_dims, n_dims + 1, n_dims * n_dims, log_coefs
+            &log_weights[0], &whiteners[0, 0, 0], n_components, n_dims, n_dims + 1, n_dims * n_dims, -1, log_coefs
         )
-        for k in range(n_components):
-            for d in range(n_dims):
-                inverses[k * n_dims + d] = 1 / choleskys[k, d, d]
+        # So that squares overflow only where their halves do.
+        for i in range(n_factors):
+            factors[i] = (&whiteners[0, 0, 0])[i] * <floating> SQRT_HALF
+        for i in range(n_dims):
+            zeros[i] = 0
         for block in range(_n_blocks(x.shape[0], BLOCK)):
             start = block * BLOCK
             n_points = min(x.shape[0] - start, <Py_ssize_t> BLOCK)
             _transpose_block(&x[start, 0], n_points, n_dims, columns)
-            _full_terms(
-                columns,
-                n_points,
-                log_coefs,
-                &means[0, 0],
-                &choleskys[0, 0, 0],
-                inverses,
-                n_components,
-                n_dims,
-                z_stride,
-                z,
-                terms,
-            )
+            for k in range(n_components):
+                _triangle_product(
+                    factors + k * n_dims * n_dims,
+                    n_dims,
+                    1,
+                    n_dims,
+                    columns,
+                    BLOCK,
+                    &means[k, 0],
+                    n_points,
+                    False,
+                    z + k * n_dims * BLOCK if is_score else NULL,
+                    log_coefs[k],
+                    terms + k * BLOCK,
+                )
             if is_score:
                 _responsibilities(terms, n_components, n_points)
-                _full_slopes(n_points, terms, &choleskys[0, 0, 0], inverses, n_components, n_dims, z, slopes)
+                _full_slopes(n_points, terms, factors, n_components, n_dims, zeros, z, slopes)
                 _write_rows(slopes, n_points, n_dims, out + start * n_dims)
             else:
                 _logsumexp_columns(terms, n_components, n_points, out + start)
@@ -1055,20 +1026,20 @@ cpdef void mixture_logpdf_full(
     const floating[:, ::1] x,
     const floating[::1] log_weights,
     const floating[:, ::1] means,
-    const floating[:, :, ::1] choleskys,
+    const floating[:, :, ::1] whiteners,
     floating[::1] out,
 ) except *:
-    _full(x, log_weights, means, choleskys, False, &out[0])
+    _full(x, log_weights, means, whiteners, False, &out[0])
 
 
 cpdef void mixture_score_full(
     const floating[:, ::1] x,
     const floating[::1] log_weights,
     const floating[:, ::1] means,
-    const floating[:, :, ::1] choleskys,
+    const floating[:, :, ::1] whiteners,
     floating[:, ::1] out,
 ) except *:
-    _full(x, log_weights, means, choleskys, True, &out[0, 0])
+    _full(x, log_weights, means, whiteners, True, &out[0, 0])
 
 
 cpdef void logsumexp_rows(const floating[:, ::1] a, floating[::1] out) except *:

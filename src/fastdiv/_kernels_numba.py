@@ -568,62 +568,70 @@ def mixture_score_diag(x, log_weights, means, stds, out):
     _diag(x, log_weights, means, stds, out)
 
 
-@_inline
-def _substitute(rows, inverses, origin, step, z):
-    """Solve a triangular system in place of z (n_dims, BLOCK), two coordinates at a time, by steps from the origin."""
-    z_d, z_b = _block(z.dtype), _block(z.dtype)
-    for j in range(0, len(z), 2):
-        # Beside the last one of an odd number is a copy that counts nothing.
-        d, b = origin + j * step, origin + min(j + 1, len(z) - 1) * step
+# Not inlined: where its sums are, twice in one function, LLVM keeps them in memory.
+@_kernel
+def _triangle_product(triangle, columns, mean, top, z, terms):
+    """Multiply a lower triangle by columns (n_dims, BLOCK) less a mean; terms are the squared norms from the top."""
+    n_dims = len(mean)
+    square, z_d, z_b = _block(columns.dtype), _block(columns.dtype), _block(columns.dtype)
+    factor, centre = triangle[0, 0], mean[0]
+    for i in range(BLOCK):
+        # The one row that is beside no other has a single factor. No sum starts at 0: LLVM would clear it in memory.
+        z_d[i] = factor * (columns[0, i] - centre)
+        square[i] = z_d[i] * z_d[i] if n_dims % 2 else columns.dtype.type(0)
+        if z is not None:
+            z[0, i] = z_d[i]
+    for d in range(n_dims % 2, n_dims, 2):
+        factor, factor_b, centre = triangle[d, 0], triangle[d + 1, 0], mean[0]
         for i in range(BLOCK):
-            z_d[i] = z[d, i]
-            z_b[i] = z[b, i]
-        for e in range(origin, d, step):
-            factor, factor_b = rows[d, e], rows[b, e]
+            z_d[i] = factor * (columns[0, i] - centre)
+            z_b[i] = factor_b * (columns[0, i] - centre)
+        for e in range(1, d + 1):
+            factor, factor_b, centre = triangle[d, e], triangle[d + 1, e], mean[e]
             for i in range(BLOCK):
-                z_d[i] -= factor * z[e, i]
-                z_b[i] -= factor_b * z[e, i]
-        factor, inverse, inverse_b = rows[b, d], inverses[d], inverses[b]
+                z_d[i] += factor * (columns[e, i] - centre)
+                z_b[i] += factor_b * (columns[e, i] - centre)
+        factor, centre = triangle[d + 1, d + 1], mean[d + 1]
         for i in range(BLOCK):
-            z[b, i] = (z_b[i] - factor * (z_d[i] * inverse)) * inverse_b
-        for i in range(BLOCK):
-            z[d, i] = z_d[i] * inverse
+            z_b[i] += factor * (columns[d + 1, i] - centre)
+            square[i] += z_d[i] * z_d[i] + z_b[i] * z_b[i]
+        if z is not None:
+            for i in range(BLOCK):
+                z[d, i] = z_d[i]
+            for i in range(BLOCK):
+                z[d + 1, i] = z_b[i]
+    for i in range(BLOCK):
+        terms[i] = top - square[i]
 
 
 @_kernel
-def _full(x, log_weights, means, choleskys, out):
+def _full(x, log_weights, means, whiteners, out):
     n_components, n_dims = means.shape
     number = x.dtype.type
-    diagonals, inverses = np.empty_like(means), np.empty_like(means)
+    inverses, zeros = np.empty_like(means), np.zeros_like(means[0])
+    lower, upper = np.empty_like(whiteners), np.empty_like(whiteners)
     for k in range(n_components):
         for d in range(n_dims):
-            diagonals[k, d] = choleskys[k, d, d]
-            inverses[k, d] = 1 / choleskys[k, d, d]
-    log_coefs = _log_coefficients(log_weights, diagonals)
+            inverses[k, d] = 1 / whiteners[k, d, d]
+            for e in range(n_dims):
+                # So that squares overflow only where their halves do.
+                lower[k, d, e] = whiteners[k, d, e] * number(SQRT_HALF)
+                # From its last element backwards the transpose is a lower triangle too.
+                upper[k, n_dims - 1 - e, n_dims - 1 - d] = lower[k, d, e]
+    log_coefs = _log_coefficients(log_weights, inverses)
     terms = _empty_rows(n_components, x.dtype)
     columns = _empty_rows(n_dims, x.dtype)
     slopes = _empty_rows(n_dims, x.dtype)
+    pulls = _empty_rows(n_dims, x.dtype)
     # The score needs every component's z once more, the density none.
-    stored = 1 if out.ndim == 1 else n_components
+    stored = 0 if out.ndim == 1 else n_components
     z = _empty_rows(stored * n_dims, x.dtype).reshape(stored, n_dims, BLOCK)
-    minus, share, result = _block(x.dtype), _block(x.dtype), _block(x.dtype)
+    unused, result = _block(x.dtype), _block(x.dtype)
     for start in range(0, len(x), BLOCK):
         _load_columns(x, start, columns)
         for k in range(n_components):
-            z_k = z[k % stored]
-            for d in range(n_dims):
-                mean = means[k, d]
-                for i in range(BLOCK):
-                    z_k[d, i] = (columns[d, i] - mean) * number(SQRT_HALF)
-            _substitute(choleskys[k], inverses[k], 0, 1, z_k)
-            log_coef = log_coefs[k]
-            for i in range(BLOCK):
-                minus[i] = z_k[0, i] * z_k[0, i] - log_coef
-            for d in range(1, n_dims):
-                for i in range(BLOCK):
-                    minus[i] += z_k[d, i] * z_k[d, i]
-            for i in range(BLOCK):
-                terms[k, i] = -minus[i]
+            z_k = None if out.ndim == 1 else z[k]
+            _triangle_product(lower[k], columns, means[k], log_coefs[k], z_k, terms[k])
         if out.ndim == 1:
             _logsumexp_columns(terms, result)
             _store_block(result, start, out)
@@ -631,25 +639,25 @@ def _full(x, log_weights, means, choleskys, out):
             _responsibilities(terms)
             slopes[:] = 0
             for k in range(n_components):
-                z_k = z[k]
-                _substitute(choleskys[k].T, inverses[k], n_dims - 1, -1, z_k)
-                for i in range(BLOCK):
-                    share[i] = terms[k, i] * number(1 / SQRT_HALF)
                 for d in range(n_dims):
                     for i in range(BLOCK):
-                        slope = share[i] * z_k[d, i]
-                        slopes[d, i] -= slope if share[i] != 0 else number(0)
+                        share = number(-2) * terms[k, i]
+                        columns[n_dims - 1 - d, i] = share * z[k, d, i] if share != 0 else number(0)
+                _triangle_product(upper[k], columns, zeros, number(0), pulls, unused)
+                for d in range(n_dims):
+                    for i in range(BLOCK):
+                        slopes[d, i] += pulls[n_dims - 1 - d, i]
             _store_rows(slopes, start, out)
 
 
 @_kernel
-def mixture_logpdf_full(x, log_weights, means, choleskys, out):
-    _full(x, log_weights, means, choleskys, out)
+def mixture_logpdf_full(x, log_weights, means, whiteners, out):
+    _full(x, log_weights, means, whiteners, out)
 
 
 @_kernel
-def mixture_score_full(x, log_weights, means, choleskys, out):
-    _full(x, log_weights, means, choleskys, out)
+def mixture_score_full(x, log_weights, means, whiteners, out):
+    _full(x, log_weights, means, whiteners, out)
 
 
 @_kernel

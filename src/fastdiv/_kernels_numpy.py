@@ -6,7 +6,6 @@ Nothing here is tuned. A kernel sees one block of the data at a time, so its tem
 from itertools import pairwise
 
 import numpy as np
-from scipy.linalg import solve_triangular
 from scipy.special import expit, logsumexp, softmax
 
 __all__ = [
@@ -51,11 +50,11 @@ def _diag_terms(x, log_weights, means, stds):
     return log_weights - log_norms - np.sum(_half_square(z), axis=2), z
 
 
-def _full_term(x, log_weight, mean, cholesky):
-    """Return the same as `_line_terms` for one component, (n,) and (D, n)."""
-    z = solve_triangular(cholesky, (x - mean).T, lower=True, check_finite=False)
-    log_norm = np.sum(np.log(np.diag(cholesky)) + HALF_LOG_2PI)
-    return log_weight - log_norm - np.sum(_half_square(z), axis=0), z
+def _full_term(x, log_weight, mean, whitener):
+    """Return the same as `_line_terms` for one component, (n,) and (n, D)."""
+    z = (x - mean) @ whitener.T
+    log_norm = np.sum(HALF_LOG_2PI - np.log(np.diag(whitener)))
+    return log_weight - log_norm - np.sum(_half_square(z), axis=1), z
 
 
 def _mean_score(terms, scores):
@@ -77,11 +76,11 @@ def mixture_logpdf_diag(x, log_weights, means, stds, out):
 
 
 @_quiet
-def mixture_logpdf_full(x, log_weights, means, choleskys, out):
-    """Log-density with full covariances, by their lower Cholesky factors (K, D, D)."""
+def mixture_logpdf_full(x, log_weights, means, whiteners, out):
+    """Log-density with full covariances, by the inverses of their lower Cholesky factors (K, D, D)."""
     terms = np.empty((len(x), len(means)))
     for k in range(len(means)):
-        terms[:, k], _ = _full_term(x, log_weights[k], means[k], choleskys[k])
+        terms[:, k], _ = _full_term(x, log_weights[k], means[k], whiteners[k])
     out[...] = logsumexp(terms, axis=1)
 
 
@@ -100,12 +99,12 @@ def mixture_score_diag(x, log_weights, means, stds, out):
 
 
 @_quiet
-def mixture_score_full(x, log_weights, means, choleskys, out):
+def mixture_score_full(x, log_weights, means, whiteners, out):
     """Gradient of the log-density with full covariances: out (n, D)."""
     terms, scores = np.empty((len(x), len(means))), np.empty((len(x), *means.shape))
-    for k, cholesky in enumerate(choleskys):
-        terms[:, k], z = _full_term(x, log_weights[k], means[k], cholesky)
-        scores[:, k] = -solve_triangular(cholesky, z, lower=True, trans="T", check_finite=False).T
+    for k, whitener in enumerate(whiteners):
+        terms[:, k], z = _full_term(x, log_weights[k], means[k], whitener)
+        scores[:, k] = -z @ whitener
     out[...] = _mean_score(terms, scores)
 
 

@@ -288,15 +288,86 @@ static inline float fastdiv_softplus_slopef(float x, float *slope)
     return (x > 0.0f ? x : 0.0f) + (2.0f * s + s * (z * remainder));
 }
 
-/* Add the products of two rows with four columns, over points in steps of 8, to the lanes of totals (8, 8).
- *
- * The lanes stay in vector registers. Apart, because GCC finds no vectors in it where it is inlined.
- */
+/* Apart, because GCC finds no vectors in these, or keeps sums in memory, where they are inlined. */
 #if defined(__GNUC__)
 #define FASTDIV_APART static __attribute__((noinline, unused))
 #else
 #define FASTDIV_APART static
 #endif
+
+/* Multiply a lower triangle by columns less a mean, in strips of 32 points whose sums stay in vector registers.
+ *
+ * The product is written to out, if not NULL, or added to it; its squared norms from top are the terms. The mean is
+ * subtracted anew for every three rows, since that costs less than to store the differences. With steps backwards from
+ * the last elements, an upper triangle and its columns are lower ones.
+ */
+#define FASTDIV_STRIP 32
+#define FASTDIV_TRIANGLE_PRODUCT(name, real)                                                                         \
+    FASTDIV_APART void name(const real *triangle, ptrdiff_t row_step, ptrdiff_t step, ptrdiff_t n_rows,              \
+                            const real *columns, ptrdiff_t column_step, const real *mean, ptrdiff_t n_points,        \
+                            int is_sum, real *out, real top, real *terms)                                            \
+    {                                                                                                                \
+        for (ptrdiff_t start = 0; start < n_points; start += FASTDIV_STRIP) {                                        \
+            const real *x = columns + start, *x1 = x + column_step;                                                  \
+            real *z = out ? out + start : NULL;                                                                      \
+            real sum[FASTDIV_STRIP] = {0};                                                                           \
+            ptrdiff_t row = n_rows % 3;                                                                              \
+            if (row > 0) {                                                                                           \
+                for (int i = 0; i < FASTDIV_STRIP; i++) {                                                            \
+                    real z0 = triangle[0] * (x[i] - mean[0]);                                                        \
+                    sum[i] = z0 * z0;                                                                                \
+                    if (out)                                                                                         \
+                        z[i] = z0 + (is_sum ? z[i] : 0);                                                             \
+                }                                                                                                    \
+            }                                                                                                        \
+            if (row > 1) {                                                                                           \
+                const real *t = triangle + row_step;                                                                 \
+                for (int i = 0; i < FASTDIV_STRIP; i++) {                                                            \
+                    real z1 = t[0] * (x[i] - mean[0]) + t[step] * (x1[i] - mean[1]);                                 \
+                    sum[i] += z1 * z1;                                                                               \
+                    if (out)                                                                                         \
+                        z[column_step + i] = z1 + (is_sum ? z[column_step + i] : 0);                                 \
+                }                                                                                                    \
+            }                                                                                                        \
+            for (; row < n_rows; row += 3) {                                                                         \
+                const real *t0 = triangle + row * row_step, *t1 = t0 + row_step, *t2 = t1 + row_step;                \
+                const real *next = x + (row + 1) * column_step, *last = next + column_step;                          \
+                real z0[FASTDIV_STRIP] = {0}, z1[FASTDIV_STRIP] = {0}, z2[FASTDIV_STRIP] = {0};                      \
+                for (ptrdiff_t k = 0; k <= row; k++) {                                                               \
+                    for (int i = 0; i < FASTDIV_STRIP; i++) {                                                        \
+                        real difference = x[k * column_step + i] - mean[k];                                          \
+                        z0[i] += t0[k * step] * difference;                                                          \
+                        z1[i] += t1[k * step] * difference;                                                          \
+                        z2[i] += t2[k * step] * difference;                                                          \
+                    }                                                                                                \
+                }                                                                                                    \
+                for (int i = 0; i < FASTDIV_STRIP; i++) {                                                            \
+                    real difference = next[i] - mean[row + 1];                                                       \
+                    z1[i] += t1[(row + 1) * step] * difference;                                                      \
+                    z2[i] += t2[(row + 1) * step] * difference;                                                      \
+                }                                                                                                    \
+                for (int i = 0; i < FASTDIV_STRIP; i++)                                                              \
+                    z2[i] += t2[(row + 2) * step] * (last[i] - mean[row + 2]);                                       \
+                for (int i = 0; i < FASTDIV_STRIP; i++)                                                              \
+                    sum[i] += z0[i] * z0[i] + z1[i] * z1[i] + z2[i] * z2[i];                                         \
+                for (int i = 0; out && i < FASTDIV_STRIP; i++) {                                                     \
+                    z[row * column_step + i] = z0[i] + (is_sum ? z[row * column_step + i] : 0);                      \
+                    z[(row + 1) * column_step + i] = z1[i] + (is_sum ? z[(row + 1) * column_step + i] : 0);          \
+                    z[(row + 2) * column_step + i] = z2[i] + (is_sum ? z[(row + 2) * column_step + i] : 0);          \
+                }                                                                                                    \
+            }                                                                                                        \
+            for (int i = 0; i < FASTDIV_STRIP; i++)                                                                  \
+                terms[start + i] = top - sum[i];                                                                     \
+        }                                                                                                            \
+    }
+
+FASTDIV_TRIANGLE_PRODUCT(fastdiv_triangle_product, double)
+FASTDIV_TRIANGLE_PRODUCT(fastdiv_triangle_productf, float)
+
+/* Add the products of two rows with four columns, over points in steps of 8, to the lanes of totals (8, 8).
+ *
+ * The lanes stay in vector registers.
+ */
 #define FASTDIV_TILE_PRODUCTS(name, real)                                                                            \
     FASTDIV_APART void name(const real *first, const real *second, const real *columns, ptrdiff_t stride,            \
                             ptrdiff_t n_points, double *totals)                                                      \

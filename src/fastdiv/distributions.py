@@ -70,6 +70,12 @@ def _checked_choleskys(covs, shape, name="covs"):
     return covs, choleskys
 
 
+def _inverse_triangles(choleskys):
+    from scipy.linalg.lapack import dtrtri
+
+    return np.array([dtrtri(cholesky, lower=1)[0] for cholesky in choleskys], order="C")
+
+
 def _of_shape(out, shape, dtype):
     """Return a result as the caller has its points: a number for a number."""
     if out.dtype is not dtype:
@@ -140,14 +146,16 @@ class Mixture:
             self.covs = None
             self.stds = self._scales = _checked_scales(stds, self.means.shape, "stds")
             self._kernel = "mixture_logpdf_diag" if self.event_shape else "mixture_logpdf"
+            scales = self._scales.copy()
         else:
             self.stds = None
             self.covs, self._scales = _checked_choleskys(covs, self.means.shape)
             self._kernel = "mixture_logpdf_full"
+            scales = _inverse_triangles(self._scales)
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.weights)
         # Writable copies: Numba compiles anew for every mix of read-only arguments.
-        self._parameters = log_weights, self.means.copy(), self._scales.copy()
+        self._parameters = log_weights, self.means.copy(), scales
         self._parameters32 = None
         self._ready = {}
 
@@ -159,7 +167,7 @@ class Mixture:
         return f"Mixture({_short(self.weights)}, {_short(self.means)}, {spread})"
 
     def kernel_parameters(self, dtype):
-        """Return (log weights, means, stds or Cholesky factors), contiguous and of `dtype`."""
+        """Return (log weights, means, stds or inverse Cholesky factors), contiguous and of `dtype`."""
         if dtype == FLOAT64:
             return self._parameters
         if self._parameters32 is None:
@@ -184,7 +192,8 @@ class Mixture:
         limits = np.finfo(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             moved = np.abs(self.means.astype(np.float32) - self.means) > 1e-6 * scales
-        return scales.min() > 2 * limits.tiny and np.abs(self._scales).max() < limits.max / 4 and not np.any(moved)
+        largest = max(np.abs(self._scales).max(), np.abs(self._parameters[2]).max())
+        return scales.min() > 2 * limits.tiny and largest < limits.max / 4 and not np.any(moved)
 
     def logpdf_into(self, x, out, module, origin=None):
         """Write the log-density at contiguous points, given less `origin`, into `out`, on the calling thread."""
@@ -323,11 +332,11 @@ class Mixture:
         return score.reshape(points.shape).astype(points.dtype)
 
     def _whiten(self, x, k, transpose=False):
-        """Solve L y = x, or its transpose, with the Cholesky factor L of component k."""
+        """Multiply by the inverse of the Cholesky factor of component k, or its transpose."""
         if self.covs is None:
             return x / self.stds[k]
-        factor = self._scales[k].T if transpose else self._scales[k]
-        return np.linalg.solve(factor, x.T).T
+        whitener = self._parameters[2][k]
+        return x @ (whitener if transpose else whitener.T)
 
     def pdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
         """Density; parameters as in `logpdf`.
