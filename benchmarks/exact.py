@@ -156,6 +156,17 @@ def logistic_newton_pass(inputs, outputs):
     return [sums, *matrices, np.array([loss, log_odds[in_p].min(), log_odds[~in_p].max()])]
 
 
+def neighbor_distances(inputs, outputs):
+    points, x, k = inputs
+    points, x = _exact(points, x)
+    distances = np.sort(np.abs(x[:, None] - points), axis=1)
+    return [distances[:, k - 1], distances[:, k]]
+
+
+def radix_sort(inputs, outputs):
+    return [np.sort(_exact(inputs[0])[0])]
+
+
 def _forward(X, layer_sizes, activation, params):
     """Return the layers' weights, biases last, their inputs, with a 1, the hidden derivatives, and the log-odds."""
     weights, inputs, slopes = [], [], []

@@ -164,6 +164,14 @@ def _standardised(rng, n, k):
     return (features, centre, scale, target, weight, rng.normal(scale=0.3, size=side)), outputs
 
 
+def _unsorted(rng, n, k):
+    return (rng.normal(size=n), np.zeros(n)), (np.zeros(n),)
+
+
+def _sorted_points(rng, n, k):
+    return (np.sort(rng.normal(size=n + k)), np.sort(rng.normal(size=n)), k), (np.zeros(n), np.zeros(n))
+
+
 def _params_and_loss(outputs):
     params, *_, loss = outputs
     return params, loss
@@ -281,6 +289,13 @@ def _make_training(rng, n, k, dtype):
     return call
 
 
+def _make_neighbors(rng, n, k, dtype):
+    from fastdiv import knn_kl_divergence
+
+    x_p, x_q = rng.normal(size=n).astype(dtype), rng.normal(0, 2, n).astype(dtype)
+    return lambda backend: knn_kl_divergence(x_p, x_q, rng=0, backend=backend)
+
+
 KERNELS = [
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
     Kernel("logistic_newton_pass", "ratio", _standardised, ("dtype", "n"), 4, least=10.0),
@@ -295,6 +310,8 @@ KERNELS = [
     Kernel("mixture_score_full", "mixture", _gradients(_full), least=10.0),
     Kernel("mlp_epoch", "ratio", _training, ("dtype", "n"), 1, _params_and_loss, least=1.0),
     Kernel("mlp_log_odds", "ratio", _network, ("dtype", "n"), least=1.0),
+    Kernel("neighbor_distances", "ratio", _sorted_points, ("dtype", "n")),
+    Kernel("radix_sort", "ratio", _unsorted, ("dtype", "n")),
     Kernel("trapezoid_cross_entropy", "quadrature", _gaussians, n_accumulators=1),
     Kernel("trapezoid_kl", "quadrature", _grid, n_accumulators=1),
 ]
@@ -315,6 +332,7 @@ CALLS = [
     Call("kl_divergence, monte-carlo", "montecarlo", _make_monte_carlo, ("n", "k")),
     Call("kl_divergence, quadrature", "quadrature", _make_quadrature, ("k",), threaded=False),
     Call("kl_divergence, trapezoid", "quadrature", _make_trapezoid, ("n", "k")),
+    Call("knn_kl_divergence", "ratio", _make_neighbors, ("dtype", "n")),
     Call("trapezoid_kl_normal", "quadrature", _make_trapezoid_of_many, ("n", "k")),
 ]
 

@@ -19,7 +19,7 @@ FLOORS = [
     ["distributions", "_logsumexp", "_logistic"],
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
-    ["networks"],
+    ["networks", "neighbors"],
     ["samples"],
     ["cli"],
     ["__init__", "__main__"],

@@ -89,7 +89,9 @@ def test_what_is_no_classifier_is_refused():
         RatioFromClassifier(LinearRegression()).fit_samples(*samples(50, 50))
     with pytest.raises(TypeError, match="estimator must be a name or a classifier, got LinearRegression"):
         kl_divergence_from_samples(*samples(50, 50), LinearRegression())
-    with pytest.raises(ValueError, match="estimator must be one of 'logistic', 'mlp', or a classifier, got 'forest'"):
+    with pytest.raises(
+        ValueError, match="estimator must be one of 'logistic', 'mlp', 'knn', or a classifier, got 'for"
+    ):
         kl_divergence_from_samples(*samples(50, 50), "forest")
 
 

@@ -15,6 +15,7 @@ from .montecarlo import running_mean
 from .quadrature import trapezoid_kl, trapezoid_kl_normal
 
 if TYPE_CHECKING:
+    from .neighbors import knn_kl_divergence
     from .networks import MLPRatioClassifier
     from .ratio import LogisticRatioClassifier, RatioFromClassifier
     from .samples import kl_divergence_from_samples
@@ -35,6 +36,7 @@ __all__ = [
     "kl_divergence",
     "kl_divergence_from_samples",
     "kl_normal",
+    "knn_kl_divergence",
     "log_ratio",
     "log_ratio_normal",
     "logsumexp",
@@ -55,6 +57,7 @@ _WITH_SCIKIT_LEARN = {
     "MLPRatioClassifier": ".networks",
     "RatioFromClassifier": ".ratio",
     "kl_divergence_from_samples": ".samples",
+    "knn_kl_divergence": ".neighbors",
 }
 
 

@@ -102,6 +102,10 @@ cpdef void mlp_log_odds(
     const floating[::1] params,
     floating[::1] out,
 ) except *
+cpdef void neighbor_distances(
+    const floating[::1] points, const floating[::1] x, Py_ssize_t k, floating[::1] out, floating[::1] following
+) except *
+cpdef void radix_sort(const floating[::1] values, floating[::1] scratch, floating[::1] out) except *
 cpdef void trapezoid_cross_entropy(
     const floating[::1] locs,
     const floating[::1] scales,

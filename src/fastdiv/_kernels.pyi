@@ -18,6 +18,8 @@ __all__ = [
     "mixture_score_full",
     "mlp_epoch",
     "mlp_log_odds",
+    "neighbor_distances",
+    "radix_sort",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -93,6 +95,10 @@ def mlp_epoch(
 def mlp_log_odds(
     X: NDArray[_F], layer_sizes: NDArray[np.intp], activation: int, params: NDArray[_F], out: NDArray[_F]
 ) -> None: ...
+def neighbor_distances(
+    points: NDArray[_F], x: NDArray[_F], k: int, out: NDArray[_F], following: NDArray[_F]
+) -> None: ...
+def radix_sort(values: NDArray[_F], scratch: NDArray[_F], out: NDArray[_F]) -> None: ...
 def trapezoid_cross_entropy(
     locs: NDArray[_F],
     scales: NDArray[_F],

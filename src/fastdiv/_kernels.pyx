@@ -9,6 +9,7 @@ A kernel validates nothing: shapes and dtypes are the caller's business.
 """
 
 from libc.math cimport INFINITY, fabs, isfinite, log, log1p, pow, sqrt
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 
 cdef extern from "_vecmath.h" nogil:
@@ -88,6 +89,8 @@ __all__ = [
     "mixture_score_full",
     "mlp_epoch",
     "mlp_log_odds",
+    "neighbor_distances",
+    "radix_sort",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -110,6 +113,8 @@ cdef enum:
     RMSPROP = 0
     ADAM = 1
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
+    DIGITS = 256  # that a byte may be
+    PLACES = 8  # bytes of a double
 
 cdef double HALF_LOG_2PI = 0.91893853320467274178
 cdef double SQRT_2 = 1.41421356237309504880
@@ -1242,6 +1247,86 @@ cpdef void log_ratio_moments(const floating[::1] log_p, const floating[::1] log_
             drift = _sum(values, n) / n
             drift = drift if isfinite(drift) else 0
             _merge_moments(&out[0], n, mean, drift, _sum(squares, n) - n * drift * drift, low, high)
+
+
+ctypedef fused integer:
+    int32_t
+    int64_t
+
+
+cdef inline integer _flip(integer bits) noexcept nogil:
+    """Turn a float's bits into an integer of its rank, or back: those of negative ones grow with the magnitude."""
+    cdef int shift = 8 * sizeof(integer) - 1
+    return bits ^ ((bits >> shift) & ~(<integer> 1 << shift))
+
+
+cdef inline Py_ssize_t _digit(integer key, Py_ssize_t place) noexcept nogil:
+    """Return a byte of a key; the last has the sign, and its negatives come first."""
+    cdef Py_ssize_t digit = <Py_ssize_t> (key >> 8 * place) & (DIGITS - 1)
+    return digit ^ (DIGITS // 2) if place == sizeof(integer) - 1 else digit
+
+
+cdef void _sort_bits(const integer *values, Py_ssize_t n, integer *scratch, integer *out) noexcept nogil:
+    """Sort floats by their bits, a byte at a time, the last first (Knuth 1998, section 5.2.5)."""
+    cdef Py_ssize_t counts[PLACES][DIGITS]
+    cdef integer *source = out
+    cdef integer *target = scratch
+    cdef Py_ssize_t i, place, digit, start, count
+    for place in range(<Py_ssize_t> sizeof(integer)):
+        for digit in range(DIGITS):
+            counts[place][digit] = 0
+    for i in range(n):
+        out[i] = _flip(values[i])
+        for place in range(<Py_ssize_t> sizeof(integer)):
+            counts[place][_digit(out[i], place)] += 1
+    for place in range(<Py_ssize_t> sizeof(integer)):
+        if n == 0 or counts[place][_digit(source[0], place)] == n:
+            continue
+        start = 0
+        for digit in range(DIGITS):
+            count = counts[place][digit]
+            counts[place][digit] = start
+            start += count
+        for i in range(n):
+            digit = _digit(source[i], place)
+            target[counts[place][digit]] = source[i]
+            counts[place][digit] += 1
+        source, target = target, source
+    for i in range(n):
+        out[i] = _flip(source[i])
+
+
+cpdef void radix_sort(const floating[::1] values, floating[::1] scratch, floating[::1] out) except *:
+    cdef Py_ssize_t n = values.shape[0]
+    with nogil:
+        if floating is float:
+            _sort_bits(<const int32_t *> &values[0], n, <int32_t *> &scratch[0], <int32_t *> &out[0])
+        else:
+            _sort_bits(<const int64_t *> &values[0], n, <int64_t *> &scratch[0], <int64_t *> &out[0])
+
+
+cpdef void neighbor_distances(
+    const floating[::1] points, const floating[::1] x, Py_ssize_t k, floating[::1] out, floating[::1] following
+) except *:
+    cdef Py_ssize_t n_points = points.shape[0]
+    cdef Py_ssize_t first = 0, last = n_points, middle, i
+    cdef floating below, above
+    with nogil:
+        while x.shape[0] > 0 and first < last:
+            middle = (first + last) // 2
+            if points[middle] < x[0]:
+                first = middle + 1
+            else:
+                last = middle
+        first = max(min(first - k, n_points - k), 0)
+        for i in range(x.shape[0]):
+            # The k nearest begin at `first`: never further back than those of the x before.
+            while first + k < n_points and points[first + k] - x[i] < x[i] - points[first]:
+                first += 1
+            out[i] = max(x[i] - points[first], points[first + k - 1] - x[i])
+            below = x[i] - points[first - 1] if first > 0 else <floating> INFINITY
+            above = points[first + k] - x[i] if first + k < n_points else <floating> INFINITY
+            following[i] = min(below, above)
 
 
 cpdef void logistic_sgd_epoch(

@@ -27,6 +27,8 @@ __all__ = [
     "mixture_score_full",
     "mlp_epoch",
     "mlp_log_odds",
+    "neighbor_distances",
+    "radix_sort",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -40,6 +42,7 @@ FEW = 4
 LANES = 8
 CHUNK = 256
 LINE = 64
+DIGITS = 256
 HALF_LOG_2PI = 0.5 * log(2 * np.pi)
 SQRT_HALF = sqrt(0.5)
 LOG2_E = 1 / log(2)
@@ -881,6 +884,78 @@ def log_ratio_moments(log_p, log_q, out):
     for i in range(BLOCK):
         out[3] = lows[i] if lows[i] < out[3] else out[3]
         out[4] = highs[i] if highs[i] > out[4] else out[4]
+
+
+def _bits(values):
+    """View floats as integers of their size."""
+
+
+@overload(_bits, jit_options=OPTIONS)
+def _bits_of_type(values):
+    def of_doubles(values):
+        return values.view(np.int64)
+
+    def of_floats(values):
+        return values.view(np.int32)
+
+    return of_floats if values.dtype == types.float32 else of_doubles
+
+
+@_inline
+def _flip(bits, n_places):
+    """Turn a float's bits into an integer of its rank, or back: those of negative ones grow with the magnitude."""
+    return bits ^ ((1 << (8 * n_places - 1)) - 1 if bits < 0 else 0)
+
+
+@_inline
+def _digit(key, place, n_places):
+    """Return a byte of a key; the last has the sign, and its negatives come first."""
+    digit = (key >> 8 * place) & (DIGITS - 1)
+    return digit ^ (DIGITS // 2) if place == n_places - 1 else digit
+
+
+@_kernel
+def radix_sort(values, scratch, out):
+    bits, target, source = _bits(values), _bits(scratch), _bits(out)
+    n_places = values.itemsize
+    counts = np.zeros((n_places, DIGITS), np.intp)
+    for i in range(len(source)):
+        source[i] = _flip(bits[i], n_places)
+        for place in range(n_places):
+            counts[place, _digit(source[i], place, n_places)] += 1
+    for place in range(n_places):
+        if len(source) == 0 or counts[place, _digit(source[0], place, n_places)] == len(source):
+            continue
+        start = 0
+        for digit in range(DIGITS):
+            count = counts[place, digit]
+            counts[place, digit] = start
+            start += count
+        for i in range(len(source)):
+            digit = _digit(source[i], place, n_places)
+            target[counts[place, digit]] = source[i]
+            counts[place, digit] += 1
+        source, target = target, source
+    in_order = _bits(out)
+    for i in range(len(source)):
+        in_order[i] = _flip(source[i], n_places)
+
+
+@_kernel
+def neighbor_distances(points, x, k, out, following):
+    n_points = len(points)
+    number = points.dtype.type
+    first = 0
+    if len(x):
+        first = max(min(np.searchsorted(points, x[0]) - k, n_points - k), 0)
+    for i in range(len(x)):
+        # The k nearest begin at `first`: never further back than those of the x before.
+        while first + k < n_points and points[first + k] - x[i] < x[i] - points[first]:
+            first += 1
+        out[i] = max(x[i] - points[first], points[first + k - 1] - x[i])
+        below = x[i] - points[first - 1] if first > 0 else number(inf)
+        above = points[first + k] - x[i] if first + k < n_points else number(inf)
+        following[i] = min(below, above)
 
 
 @_kernel

@@ -22,6 +22,8 @@ __all__ = [
     "mixture_score_full",
     "mlp_epoch",
     "mlp_log_odds",
+    "neighbor_distances",
+    "radix_sort",
     "trapezoid_cross_entropy",
     "trapezoid_kl",
 ]
@@ -170,6 +172,25 @@ def log_ratio_moments(log_p, log_q, out):
     drift = np.nan_to_num(np.mean(values - mean), posinf=0, neginf=0)
     m2 = np.sum((values - mean) ** 2) - len(values) * drift**2
     merge_moments((len(values), mean, m2, np.fmin.reduce(values), np.fmax.reduce(values), drift), out)
+
+
+def radix_sort(values, scratch, out):
+    """Put values (n,), none of them NaN, into `out` in order. The scratch (n,) is for the other sets."""
+    out[:] = np.sort(values)
+
+
+def _window_distances(points, x, k):
+    """Return the distance from each x to the k-th nearest of sorted points: the k nearest are neighbours there too."""
+    if k > len(points):
+        return np.inf
+    starts = np.clip(np.searchsorted(points, x)[:, None] - np.arange(k + 1), 0, len(points) - k)
+    return np.min(np.maximum(x[:, None] - points[starts], points[starts + k - 1] - x[:, None]), axis=1)
+
+
+def neighbor_distances(points, x, k, out, following):
+    """Distances from x (n,) to the k-th nearest of the points (m,) and to the next, or infinity; both are in order."""
+    out[:] = _window_distances(points, x, k)
+    following[:] = _window_distances(points, x, k + 1)
 
 
 @_quiet

@@ -1,4 +1,4 @@
-"""Divergences from samples alone, each log-ratio by a classifier that has not seen the point."""
+"""Divergences from samples alone: by a classifier that has not seen the point, or by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sklearn.model_selection import KFold
 
 from ._arrays import as_count, as_rng
 from .estimate import warn_of_accuracy
+from .neighbors import knn_kl_divergence
 from .networks import MLPRatioClassifier
 from .ratio import (
     FEW_ROWS,
@@ -45,9 +46,10 @@ def divergences_from_samples(
     ----------
     x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
         Samples of p and q.
-    estimator : {"logistic", "mlp"} or estimator
+    estimator : {"logistic", "mlp", "knn"} or estimator
         ``LogisticRatioClassifier(degree=2)``, ``MLPRatioClassifier(early_stopping=True)``, a ratio classifier, or any
-        classifier of scikit-learn's, which `RatioFromClassifier` then calibrates.
+        classifier of scikit-learn's, which `RatioFromClassifier` then calibrates; or `knn_kl_divergence`, which is not
+        cross-fitted, knows no JS, and has its own diagnostics and warnings.
     n_splits : int
         Parts that each sample is cut into; each part's log-ratios come from a fit to the others.
     rng : Generator, int or None
@@ -56,8 +58,8 @@ def divergences_from_samples(
     Returns
     -------
     dict of Estimate
-        "kl_pq", "kl_qp" and "js", in nats. The standard errors hold the spread of the samples, that of the fit, and
-        the distance to the value on the samples of the fit; where the samples are separated they are inf.
+        "kl_pq", "kl_qp" and, but for "knn", "js", in nats. The standard errors hold the spread of the samples, that of
+        the fit, and the distance to the value on the samples of the fit; where the samples are separated they are inf.
 
     Raises
     ------
@@ -94,6 +96,8 @@ def divergences_from_samples(
     """
     x_p, x_q = checked_samples(x_p, x_q)
     rng = as_rng(rng)
+    if isinstance(estimator, str) and estimator == "knn":
+        return {"kl_pq": knn_kl_divergence(x_p, x_q, rng=rng), "kl_qp": knn_kl_divergence(x_q, x_p, rng=rng)}
     n_splits = min(as_count(n_splits, "n_splits", 2), len(x_p), len(x_q))
     if n_splits < 2:
         raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
@@ -141,7 +145,7 @@ def _ratio_classifier(estimator):
     if isinstance(estimator, str):
         named = {"logistic": LogisticRatioClassifier(degree=2), "mlp": MLPRatioClassifier(early_stopping=True)}
         if estimator not in named:
-            wanted = ", ".join(map(repr, named))
+            wanted = ", ".join(map(repr, [*named, "knn"]))
             raise ValueError(f"estimator must be one of {wanted}, or a classifier, got {estimator!r}")
         return named[estimator]
     if isinstance(estimator, RatioClassifier):
@@ -184,7 +188,7 @@ def kl_divergence_from_samples(
     n_splits: int = 5,
     rng: Seed = None,
 ) -> Estimate:
-    """Estimate KL(p || q) from samples of both, by a cross-fitted classifier.
+    """Estimate KL(p || q) from samples of both, by a cross-fitted classifier or by nearest neighbours.
 
     Parameters
     ----------
@@ -194,9 +198,9 @@ def kl_divergence_from_samples(
     Returns
     -------
     Estimate
-        In nats. Its standard error holds the spread of the samples and that of the fit. In `diagnostics`,
-        "mean_ratio" is the mean of the estimated ratio under q, which ought to be 1, "optimism" how much larger the
-        value is on the samples of the fit, and "separated" whether the classifier separates them.
+        In nats. Its standard error holds the spread of the samples and that of the fit. In `diagnostics`, with a
+        classifier, "mean_ratio" is the mean of the estimated ratio under q, which ought to be 1, "optimism" how much
+        larger the value is on the samples of the fit, and "separated" whether the classifier separates them.
 
     Raises
     ------
@@ -217,4 +221,6 @@ def kl_divergence_from_samples(
     >>> bool(low < 0.443147 < high)
     True
     """
+    if isinstance(estimator, str) and estimator == "knn":
+        return knn_kl_divergence(x_p, x_q, rng=rng)
     return divergences_from_samples(x_p, x_q, estimator=estimator, n_splits=n_splits, rng=rng)["kl_pq"]
