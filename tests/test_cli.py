@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastdiv import Normal, js_divergence, kl_divergence
+from fastdiv import MultivariateNormal, Normal, js_divergence, kl_divergence
 from fastdiv.cli import main
 
 pytest.importorskip("pyarrow")
@@ -57,7 +57,7 @@ def test_compare_prints_the_most_different_column_first(write, columns, capsys):
     assert "KL(A‖B)" in out
     assert out.index("far") < out.index("same")
     assert "only in B: only_b" in out
-    assert "quadratic log-odds" in out
+    assert "quadratic log-odds" in " ".join(out.split())
 
 
 def test_compare_as_json_holds_the_truth(write, columns, capsys):
@@ -108,12 +108,59 @@ def test_separated_samples_are_told(write, capsys):
     assert main(["compare", "a.npy", "b.npy"]) == 0
     out = capsys.readouterr().out
     assert "0 *" in out
-    assert "± inf" in out
-    assert "* the classifier separates the samples: the density ratio is unbounded" in out
+    # 50 of 50: Clopper and Pearson's end is 0.025^(1/50).
+    assert out.count("≥ 2.20") == 2
+    assert "* 0: the samples are separated: with 95 % confidence KL(A‖B) and KL(B‖A) are at least 2.2 and 2.2" in out
     assert main(["compare", "a.npy", "b.npy", "--json"]) == 0
     (column,) = json.loads(capsys.readouterr().out)["columns"]
     assert column["js"]["standard_error"] is None
-    assert any("separates the samples" in warning for warning in column["warnings"])
+    assert column["js"]["interval"] is None
+    assert column["kl_ab"]["lower_bound"] == pytest.approx(2.20, abs=0.01)
+    assert any("samples are separated" in warning for warning in column["warnings"])
+
+
+def test_all_columns_are_compared_jointly(write, capsys):
+    # Each column alone is the same on both sides; together they are not.
+    rng = np.random.default_rng(0)
+    covariance = np.array([[1, 0.8], [0.8, 1]])
+    write("a.npy", rng.multivariate_normal([0, 0], covariance, 2000))
+    write("b.npy", rng.normal(size=(2000, 2)))
+    assert main(["compare", "a.npy", "b.npy", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    jointly = report["jointly"]
+    assert jointly["columns"] == ["0", "1"]
+    assert jointly["degree"] == 2
+    truth = kl_divergence(MultivariateNormal([0, 0], covariance), MultivariateNormal([0, 0], np.eye(2)))
+    low, high = jointly["kl_ab"]["interval"]
+    assert low < truth < high
+    assert 0 < jointly["kl_ab"]["lower_bound"] < truth
+    for column in report["columns"]:
+        assert column["kl_ab"]["interval"][0] < 0.01
+    assert main(["compare", "a.npy", "b.npy"]) == 0
+    assert "all jointly" in capsys.readouterr().out
+    assert main(["compare", "a.npy", "b.npy", "--column", "0"]) == 0
+    assert "all jointly" not in capsys.readouterr().out
+
+
+def test_many_columns_of_few_rows_are_compared_by_straight_lines(write, capsys):
+    rng = np.random.default_rng(0)
+    write("a.npy", rng.normal(size=(200, 10)))
+    write("b.npy", rng.normal(size=(200, 10)))
+    assert main(["compare", "a.npy", "b.npy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["jointly"]["degree"] == 1
+    assert main(["compare", "a.npy", "b.npy"]) == 0
+    assert "linear log-odds" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_warning_is_told_once_in_the_words_of_the_table(write, capsys):
+    table = {name: np.full(60, 3.0) for name in ("u", "v", "w", "x")} | {"y": np.arange(60.0)}
+    write("a.csv", table)
+    write("b.csv", table)
+    assert main(["compare", "a.csv", "b.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "* u, v and 2 more: it has the same value in all rows: it tells nothing." in out
+    assert "* all jointly: u, v and 2 more has the same value in all rows: it tells nothing." in out
+    assert out.count("the same value") == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pickle
 import pytest
 
 from fastdiv import AccuracyWarning, Estimate
+from fastdiv.estimate import warn_of_accuracy
 
 
 def test_it_is_a_float():
@@ -49,3 +50,8 @@ def test_it_survives_pickling():
 
 def test_the_warning_is_a_runtime_warning():
     assert issubclass(AccuracyWarning, RuntimeWarning)
+
+
+def test_code_without_a_module_is_warned_too():
+    with pytest.warns(AccuracyWarning, match="far off"):
+        exec("warn('far off')", {"warn": warn_of_accuracy})

@@ -16,10 +16,10 @@ SOURCE = Path(fastdiv.__file__).parent
 FLOORS = [
     ["_kernels", "_kernels_numba", "_kernels_numpy", "_cpu", "_arrays"],
     ["_backend", "estimate"],
-    ["distributions", "_logsumexp", "_logistic"],
+    ["distributions", "_logsumexp", "_logistic", "functionals"],
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
-    ["networks", "neighbors"],
+    ["networks", "telescoping", "neighbors"],
     ["samples"],
     ["cli"],
     ["__init__", "__main__"],

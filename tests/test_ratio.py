@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import jensenshannon
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
@@ -20,6 +22,7 @@ from fastdiv import (
     use_backend,
 )
 from fastdiv._logistic import LogisticLoss, PolynomialTerms, newton
+from fastdiv.functionals import certified_bounds, effective_sample_size, kl_bounds
 from fastdiv.ratio import coefficient_moves
 from fastdiv.samples import divergences_from_samples
 
@@ -330,13 +333,19 @@ def test_more_than_log_n_nats_are_told():
         divergences_from_samples(Normal(5, 1).sample(300, rng=rng), Normal(0, 1).sample(300, rng=rng), rng=0)
 
 
-def test_separated_samples_have_no_finite_error():
+def test_separated_samples_have_no_finite_error_but_a_lower_bound():
     with (
-        pytest.warns(AccuracyWarning, match="separates the samples"),
-        pytest.warns(AccuracyWarning, match="beyond log n"),
+        pytest.warns(
+            AccuracyWarning, match="the samples are separated: with 95 % confidence KL.* at least 2.2 and 2.2"
+        ),
+        pytest.warns(AccuracyWarning, match="for large samples"),
     ):
-        found = divergences_from_samples(np.linspace(0, 1, 50), np.linspace(5, 6, 50), rng=0)
+        found = divergences_from_samples(np.linspace(0, 1, 49), np.linspace(5, 6, 49), rng=0)
     assert all(estimate.standard_error == np.inf for estimate in found.values())
+    # Clopper and Pearson's end of 49 of 49 is 0.025^(1/49).
+    least = 0.025 ** (1 / 49)
+    bound = least * np.log(least / (1 - least)) + (1 - least) * np.log((1 - least) / least)
+    assert found["kl_pq"].diagnostics["lower_bound"] == pytest.approx(bound, rel=1e-12)
 
 
 def test_one_sample_has_no_finite_error():
@@ -384,3 +393,119 @@ def test_warnings_point_at_the_caller():
     with pytest.warns(AccuracyWarning, match="no convergence") as told:
         LogisticRatioClassifier(max_iter=1).fit_samples(*samples(100, 100))
     assert told[0].filename == __file__
+
+
+def true_log_ratios(n, seed):
+    rng = np.random.default_rng(seed)
+    return (log_ratio_normal(x.sample(n, rng=rng), 1, 1, 0, 2) for x in (P, Q))
+
+
+def test_bounds_of_the_true_log_ratio_are_the_divergence():
+    for means, _ in kl_bounds(*true_log_ratios(200_000, 0)).values():
+        error = sum(np.var(values) / len(values) for values in means.values()) ** 0.5
+        assert abs(sum(map(np.mean, means.values())) - kl_divergence(P, Q)) < 4 * error < 0.02
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_the_bounds_are_in_order(degree):
+    x_p, x_q = samples(1000, 1000)
+    model = LogisticRatioClassifier(degree).fit_samples(x_p, x_q)
+    new = samples(20_000, 20_000, 1)
+    high, low = (model.kl_lower_bound(*new, kind) for kind in ("donsker-varadhan", "nwj"))
+    assert low <= high <= kl_divergence(P, Q) + 4 * high.standard_error
+    ratio = model.ratio(new[1])
+    assert high == pytest.approx(model.log_ratio(new[0]).mean() - np.log(ratio.mean()), rel=1e-12)
+    assert low == pytest.approx(model.log_ratio(new[0]).mean() + 1 - ratio.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["donsker-varadhan", "nwj"])
+def test_errors_of_the_bounds_hold(kind):
+    scores = []
+    for seed in range(100):
+        model = LogisticRatioClassifier(2).fit_samples(*samples(4000, 4000, seed))
+        bound = model.kl_lower_bound(*samples(1000, 1000, seed + 1000), kind)
+        scores.append((bound - kl_divergence(P, Q)) / bound.standard_error)
+    assert 0.8 < np.std(scores) < 1.2
+    assert np.mean(np.abs(scores) < 1.96) >= 0.88
+
+
+def test_a_bound_that_few_samples_carry_is_told():
+    rng = np.random.default_rng(0)
+    x_p, x_q = rng.normal(3, 1, (2, 1000)), rng.normal(0, 1, (2, 1000))
+    model = LogisticRatioClassifier().fit_samples(x_p[0], x_q[0])
+    with pytest.warns(AccuracyWarning, match="the ratio leaves .* effective samples of x_q's 1000"):
+        bound = model.kl_lower_bound(x_p[1], x_q[1])
+    assert bound.diagnostics["effective_sample_size"] < 50
+    with pytest.warns(AccuracyWarning, match="effective samples of x_q's 1000"):
+        model.importance_weights(x_q[1])
+
+
+def test_a_ratio_that_overflows_has_no_finite_bound():
+    model = LogisticRatioClassifier().fit_samples(*samples(200, 200))
+    with pytest.warns(AccuracyWarning, match="effective samples"):
+        bound = model.kl_lower_bound([0.0, 1.0], [0.0, 1e4], "nwj")
+    assert (bound, bound.standard_error) == (-np.inf, np.inf)
+
+
+def test_weights_make_q_stand_for_p():
+    x_p, x_q = samples(5000, 5000)
+    model = LogisticRatioClassifier(2).fit_samples(x_p, x_q)
+    weights, size = model.importance_weights(x_q)
+    np.testing.assert_allclose(weights, model.ratio(x_q) / model.ratio(x_q).sum(), rtol=1e-12)
+    assert size == pytest.approx(model.ratio(x_q).sum() ** 2 / (model.ratio(x_q) ** 2).sum(), rel=1e-12)
+    assert weights @ x_q[:, 0] == pytest.approx(1, abs=0.1)
+    # 1 + chi^2 of N(1, 1) from N(0, 4) is 4/sqrt(7) exp(1/7).
+    assert size / 5000 == pytest.approx(np.sqrt(7) / 4 * np.exp(-1 / 7), abs=0.05)
+
+
+def test_equal_weights_are_as_many_samples():
+    assert effective_sample_size(np.full(300, -1000.0)) == pytest.approx(300, rel=1e-12)
+    assert effective_sample_size(np.array([0.0, -1000.0])) == 1
+
+
+def test_js_is_log_2_less_the_cross_entropy_of_even_classes():
+    model = LogisticRatioClassifier(2).fit_samples(*samples(2000, 500))
+    x_p, x_q = samples(3000, 1000, 1)
+    log_ratio = np.concatenate([model.log_ratio(x_p), model.log_ratio(x_q)])
+    in_p = np.arange(4000) < 3000
+    loss = log_loss(in_p, 1 / (1 + np.exp(-log_ratio)), sample_weight=np.where(in_p, 1 / 3000, 1 / 1000))
+    assert model.js_divergence(x_p, x_q) == pytest.approx(np.log(2) - loss, rel=1e-12)
+
+
+def test_js_of_another_classifier_than_bayes_is_lower():
+    straight, square = (LogisticRatioClassifier(degree).fit_samples(*samples(5000, 5000)) for degree in (1, 2))
+    new, truth = samples(50_000, 50_000, 1), js_divergence(P, Q)
+    low, high = straight.js_divergence(*new), square.js_divergence(*new)
+    assert low < truth - 4 * low.standard_error
+    assert abs(high - truth) < 3 * high.standard_error
+
+
+def test_certified_bounds_hold():
+    truth = {"kl_pq": kl_divergence(P, Q), "kl_qp": kl_divergence(Q, P), "js": js_divergence(P, Q)}
+    held = dict.fromkeys(truth, 0)
+    for seed in range(200):
+        for name, bound in certified_bounds(*true_log_ratios(100, seed)).items():
+            held[name] += bound <= truth[name]
+    assert min(held.values()) >= 190
+    assert set(certified_bounds(-np.ones(100), np.ones(100)).values()) == {0.0}
+
+
+def test_certified_bounds_find_the_divergence_of_one_bit():
+    # P(T > 0) is 0.8 under p and 0.3 under q: n is so large that the ends are the shares.
+    bounds = certified_bounds(np.repeat([1.0, -1.0], [800_000, 200_000]), np.repeat([1.0, -1.0], [300_000, 700_000]))
+    p, q = np.array([0.8, 0.2]), np.array([0.3, 0.7])
+    assert bounds["kl_pq"] == pytest.approx(np.sum(p * np.log(p / q)), rel=0.01)
+    assert bounds["kl_qp"] == pytest.approx(np.sum(q * np.log(q / p)), rel=0.01)
+    assert bounds["js"] == pytest.approx(jensenshannon(p, q) ** 2, rel=0.02)
+
+
+def test_what_is_no_bound_or_no_sample_is_refused():
+    model = LogisticRatioClassifier().fit_samples(*samples(100, 100))
+    with pytest.raises(ValueError, match="kind must be one of 'donsker-varadhan', 'nwj', got 'fenchel'"):
+        model.kl_lower_bound(*samples(100, 100), "fenchel")
+    with pytest.raises(ValueError, match="x_q must be rows of finite numbers"):
+        model.kl_lower_bound([0.0, 1.0], [0.0, np.nan])
+    with pytest.raises(ValueError, match="x_q must be rows of finite numbers"):
+        model.importance_weights(np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="x_q must be rows of finite numbers"):
+        model.importance_weights([])

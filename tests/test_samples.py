@@ -22,10 +22,12 @@ from fastdiv import (
     MultivariateNormal,
     Normal,
     RatioFromClassifier,
+    TelescopingRatioClassifier,
     kl_divergence,
     kl_divergence_from_samples,
     log_ratio,
 )
+from fastdiv.samples import divergences_from_samples
 
 P, Q = Normal(1, 1), Normal(0, 2)
 KL = kl_divergence(P, Q)
@@ -93,6 +95,8 @@ def test_what_is_no_classifier_is_refused():
         ValueError, match="estimator must be one of 'logistic', 'mlp', 'knn', or a classifier, got 'for"
     ):
         kl_divergence_from_samples(*samples(50, 50), "forest")
+    with pytest.raises(ValueError, match="telescoping must be None for 'knn', which has no log-ratio, got 4"):
+        kl_divergence_from_samples(*samples(50, 50), "knn", telescoping=4)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +140,113 @@ def test_a_ratio_that_does_not_integrate_to_1_is_told():
     x_p, x_q = rng.normal(2, 1, size=2000), rng.normal(0, 1 / 3, size=2000)
     with pytest.warns(AccuracyWarning, match="the ratio's mean under q"):
         kl_divergence_from_samples(x_p, x_q, LogisticRatioClassifier(degree=1), rng=0)
+
+
+def test_log_ratios_that_are_too_large_are_told():
+    rng = np.random.default_rng(0)
+    x_p, x_q = rng.normal(0.5, 1, size=(100, 5)), rng.normal(size=(100, 5))
+    with pytest.warns(AccuracyWarning, match="times as large: the classifier is overconfident"):
+        slope = kl_divergence_from_samples(x_p, x_q, rng=0).diagnostics["calibration_slope"]
+    assert slope < 0.8
+
+
+def test_the_calibration_slope_is_near_1_where_the_model_is_right():
+    slope = kl_divergence_from_samples(*samples(5000, 5000), rng=0).diagnostics["calibration_slope"]
+    assert slope == pytest.approx(1, abs=0.1)
+
+
+def test_a_feature_with_one_value_is_told():
+    x_p, x_q = (np.column_stack([x, x**2, np.ones(len(x))]) for x in samples(200, 200))
+    with pytest.warns(AccuracyWarning, match="feature 2 has the same value in all rows: it tells nothing"):
+        with_constant = kl_divergence_from_samples(x_p, x_q, LogisticRatioClassifier(), rng=0)
+    without = kl_divergence_from_samples(x_p[:, :2], x_q[:, :2], LogisticRatioClassifier(), rng=0)
+    assert with_constant == pytest.approx(without, rel=1e-6)
+    x_p[:, 1] = 3
+    x_p, x_q = x_p[:, :2], x_q[:, :2]
+    with pytest.warns(AccuracyWarning, match="feature 1 has one value in all of x_p and several in the other sample"):
+        kl_divergence_from_samples(x_p, x_q, LogisticRatioClassifier(), rng=0)
+
+
+def test_few_rows_beside_many_are_told_and_widen_the_interval():
+    covered, told = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        with pytest.warns(AccuracyWarning) as caught:
+            found = divergences_from_samples(rng.normal(size=(100, 5)), rng.normal(size=(2000, 5)), rng=seed)
+        told += any("x_p has too few rows beside x_q's" in str(warning.message) for warning in caught)
+        assert found["kl_qp"].diagnostics["bias"] == pytest.approx(20 / 2 * (1 / 100 - 1 / 2000))
+        low, high = found["kl_qp"].confidence_interval()
+        covered += low < 0 < high
+    # Without the bias in the standard error they cover in some tenth of the cases.
+    assert covered >= 50
+    assert told >= 50
+
+
+def test_telescoping_finds_what_one_ratio_cannot():
+    p, q, scores = Normal(8, 1), Normal(0, 1), []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x_p, x_q = p.sample(3000, rng=rng), q.sample(3000, rng=rng)
+        estimate = kl_divergence_from_samples(x_p, x_q, LogisticRatioClassifier(), telescoping=8, rng=seed)
+        assert abs(estimate.diagnostics["mean_ratio"] - 1) < 0.1
+        assert estimate == pytest.approx(32, rel=0.07)
+        scores.append((estimate - 32) / estimate.standard_error)
+    assert 0.4 < np.std(scores) < 1.3
+    with pytest.warns(AccuracyWarning, match="separated|beyond log n"):
+        assert not abs(kl_divergence_from_samples(x_p, x_q, LogisticRatioClassifier(), rng=0) - 32) < 3.2
+
+
+@pytest.mark.parametrize(("n_p", "n_q"), [(1000, 1000), (400, 3000), (3000, 400)])
+def test_errors_of_a_telescoped_ratio_hold(n_p, n_q):
+    scores = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        model = TelescopingRatioClassifier(LogisticRatioClassifier(), 4, random_state=seed)
+        model.fit_samples(rng.normal(4, 1, n_p), rng.normal(0, 1, n_q))
+        estimate = model.kl_divergence(rng.normal(4, 1, 1000))
+        scores.append((estimate - 8) / estimate.standard_error)
+    assert 0.75 < np.std(scores) < 1.25
+    assert abs(np.mean(scores)) < 0.5
+
+
+def test_one_bridge_is_the_ratio_itself():
+    x_p, x_q = samples(800, 800)
+    plain = LogisticRatioClassifier(2).fit_samples(x_p, x_q)
+    telescoped = TelescopingRatioClassifier(LogisticRatioClassifier(2), 1, random_state=0).fit_samples(x_p, x_q)
+    np.testing.assert_allclose(telescoped.log_ratio(x_p), plain.log_ratio(x_p), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(telescoped.kl_divergence(x_p), plain.kl_divergence(x_p), rtol=1e-6)
+
+
+def test_bridges_with_any_ratio_classifier():
+    rng = np.random.default_rng(0)
+    x_p, x_q = rng.normal(4, 1, (2000, 2)), rng.normal(0, 1, (2000, 2))
+    for estimator in (RatioFromClassifier(LogisticRegression()), MLPRatioClassifier((8,), max_iter=20)):
+        model = TelescopingRatioClassifier(estimator, 6, random_state=0).fit_samples(x_p, x_q)
+        assert len(model.bridges_) == 6
+        assert model.score(np.r_[x_p, x_q], np.repeat([1, 0], 2000)) > 0.99
+        assert model.log_ratio(x_p).mean() > 4
+
+
+def test_weights_of_a_telescoped_ratio():
+    # Rows of weight 0 are as if they were not there, and weights move p where they say.
+    rng = np.random.default_rng(0)
+    x_p, x_q = rng.normal(0, 1, 20_000), rng.normal(-3, 1, 20_000)
+    model = TelescopingRatioClassifier(LogisticRatioClassifier(), 4, random_state=0)
+    model.fit_samples(x_p, x_q, sample_weight_p=np.exp(x_p - 0.5))
+    # exp(x - 1/2) makes N(1, 1) of N(0, 1): the log-ratio to N(-3, 1) is 4 x + 4.
+    np.testing.assert_allclose(model.log_ratio([-1.0, 0.0]), [0, 4], atol=0.5)
+
+
+@parametrize_with_checks([TelescopingRatioClassifier(LogisticRatioClassifier(), 2)])
+@pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning", "ignore::sklearn.exceptions.SkipTestWarning")
+def test_the_telescope_is_a_scikit_learn_estimator(estimator, check):
+    check(estimator)
+
+
+def test_wrong_bridges_are_refused():
+    with pytest.raises(ValueError, match="telescoping must be a whole number, at least 1, got 0"):
+        kl_divergence_from_samples(*samples(100, 100), telescoping=0)
+    with pytest.raises(ValueError, match="n_bridges must be a whole number, at least 1, got 0"):
+        TelescopingRatioClassifier(LogisticRatioClassifier(), 0).fit_samples(*samples(100, 100))
+    with pytest.raises(TypeError, match="estimator must be a ratio classifier, got LogisticRegression"):
+        TelescopingRatioClassifier(LogisticRegression()).fit_samples(*samples(100, 100))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .networks import MLPRatioClassifier
     from .ratio import LogisticRatioClassifier, RatioFromClassifier
     from .samples import kl_divergence_from_samples
+    from .telescoping import TelescopingRatioClassifier
 
 __all__ = [
     "AccuracyWarning",
@@ -29,6 +30,7 @@ __all__ = [
     "MultivariateNormal",
     "Normal",
     "RatioFromClassifier",
+    "TelescopingRatioClassifier",
     "entropy",
     "get_backend",
     "get_num_threads",
@@ -56,6 +58,7 @@ _WITH_SCIKIT_LEARN = {
     "LogisticRatioClassifier": ".ratio",
     "MLPRatioClassifier": ".networks",
     "RatioFromClassifier": ".ratio",
+    "TelescopingRatioClassifier": ".telescoping",
     "kl_divergence_from_samples": ".samples",
     "knn_kl_divergence": ".neighbors",
 }

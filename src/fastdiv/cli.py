@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import math
+import re
 import sys
 import time
 import timeit
@@ -20,6 +21,11 @@ from .estimate import AccuracyWarning, Estimate
 MISSING = (None, "", "NA")
 # Fewer complete rows than this say nothing about a density.
 MIN_ROWS = 10
+# Of all columns jointly a quadratic is fitted up to so many of them, where each sample has so many rows a coefficient.
+MOST_QUADRATIC = 30
+ROWS_PER_COEFFICIENT = 10
+BAR_WIDTH = 8
+DECIMALS = 3
 SEED = 0
 
 
@@ -37,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     compare = commands.add_parser(
         "compare",
         help="how far two samples are apart, column by column",
-        description="For each numeric column that both files have: KL(A‖B), KL(B‖A) and JS, by a logistic classifier "
-        "with quadratic log-odds, most different first. Rows are samples; columns are matched by name (an NPY "
-        "array's by position).",
+        description="For each numeric column that both files have, most different first, and for all of them jointly: "
+        "JS, KL(A‖B) and KL(B‖A), by a logistic classifier that is asked for rows which it has not seen. Rows are "
+        "samples; columns are matched by name (an NPY array's by position).",
     )
     compare.add_argument("a", metavar="A", help="CSV, Parquet or NPY file")
     compare.add_argument("b", metavar="B", help="CSV, Parquet or NPY file")
@@ -93,7 +99,7 @@ def _printable(text):
 
 
 def _table(title, columns, rows, caption=None):
-    """Print a table; the first column is text, the others are numbers."""
+    """Print a table; the first column is text, the others are numbers or drawn, and None is a line."""
     table = _extra("rich.table").Table(
         title=title,
         caption=caption,
@@ -101,12 +107,18 @@ def _table(title, columns, rows, caption=None):
         caption_justify="left",
         title_style="bold",
         box=_extra("rich.box").SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     text = _extra("rich.text").Text
     for i, column in enumerate(columns):
-        table.add_column(text(column), justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
+        justify = "right" if i else "left"
+        table.add_column(text(column), justify=justify, overflow="fold", no_wrap=i > 0, min_width=None if i else 12)
     for row in rows:
-        table.add_row(*(text(_printable(cell)) for cell in row))
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*(text(_printable(cell)) if isinstance(cell, str) else cell for cell in row))
     console = _console()
     console.print()
     console.print(table)
@@ -246,39 +258,127 @@ def _complete_rows(path, table, names):
     return matrix[complete], int(np.sum(~complete))
 
 
-def _compare_columns(names, a, b):
-    """Return, most different first, (name, divergences, warnings) of each column."""
+def _compared(names, a, b, labels, degree=2):
+    """Return the divergences and the warnings of one comparison, of some columns at once."""
+    from .ratio import LogisticRatioClassifier
     from .samples import divergences_from_samples
 
-    results = []
-    for i, name in enumerate(_track(names, "comparing")):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore", RuntimeWarning)
-            warnings.simplefilter("always", AccuracyWarning)
-            try:
-                found = divergences_from_samples(a[:, i], b[:, i], rng=SEED)
-            except ValueError as error:
-                raise UserError(f"column {name!r} cannot be compared: {str(error).splitlines()[0]}") from None
-        results.append((name, found, sorted({str(w.message) for w in caught if w.category is AccuracyWarning})))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("always", AccuracyWarning)
+        try:
+            found = divergences_from_samples(a, b, estimator=LogisticRatioClassifier(degree), rng=SEED)
+        except ValueError as error:
+            what = f"column {names[0]!r}" if len(names) == 1 else "all columns at once"
+            raise UserError(f"{what} cannot be compared: {str(error).splitlines()[0]}") from None
+    told = {_in_words_of_the_table(str(w.message), names, labels) for w in caught if w.category is AccuracyWarning}
+    return found, sorted(told)
+
+
+def _in_words_of_the_table(message, names, labels):
+    """Return a warning with the columns' names and the samples' labels in it."""
+    a, b = labels
+    words = {"x_p": a, "x_q": b, "(p‖q)": f"({a}‖{b})", "(q‖p)": f"({b}‖{a})", "under q": f"under {b}"}
+    for word, label in words.items():
+        message = message.replace(word, label)
+    features = re.match("feature ([0-9, ]+) has", message)
+    if features is None:
+        return message
+    which = "it" if len(names) == 1 else _some(names[int(i)] for i in features[1].split(","))
+    return f"{which} has{message[features.end() :]}"
+
+
+def _some(names):
+    """List a few of many names."""
+    names = list(names)
+    return f"{', '.join(names[:2])} and {len(names) - 2} more" if len(names) > 3 else ", ".join(names)
+
+
+def _compare_columns(names, a, b, labels):
+    """Return, most different first, (name, divergences, warnings) of each column."""
+    results = [
+        (name, *_compared([name], a[:, i], b[:, i], labels)) for i, name in enumerate(_track(names, "comparing"))
+    ]
     return sorted(results, key=lambda result: -result[1]["js"])
+
+
+def _compare_jointly(names, a, b, labels):
+    """Return the degree of the log-odds, the divergences and the warnings of all columns at once."""
+    columns = a.shape[1]
+    n_coefficients = math.comb(columns + 2, 2)
+    enough = columns <= MOST_QUADRATIC and min(len(a), len(b)) >= ROWS_PER_COEFFICIENT * n_coefficients
+    degree = 2 if enough else 1
+    return degree, *_compared(names, a, b, labels, degree)
 
 
 def _without_method(estimate):
     return str(estimate).partition(" (")[0]
 
 
-def _print_divergences(title, first_column, labels, results):
+def _decimal(value):
+    return f"{round(value, DECIMALS) + 0.0:.{DECIMALS}f}"
+
+
+def _row(name, found, notes):
+    """Return the cells of one comparison."""
+    js, kl = found["js"], [found["kl_pq"], found["kl_qp"]]
+    low, high = js.confidence_interval()
+    if js.diagnostics["separated"]:
+        value, interval, *kl = (f"≥ {estimate.diagnostics['lower_bound']:.2f}" for estimate in (js, js, *kl))
+        interval = ""
+    else:
+        value, interval = _decimal(js), f"{_decimal(low)} … {_decimal(high)}"
+        kl = [f"{_decimal(estimate)} ± {_decimal(estimate.error)}" for estimate in kl]
+    colour = "red" if notes else "green" if low <= 0 else "yellow"
+    bar = _extra("rich.bar").Bar(math.log(2), 0, min(max(js, 0), math.log(2)), width=BAR_WIDTH, color=colour)
+    return f"{name} *" if notes else name, bar, value, interval, *kl
+
+
+def _print_notes(results):
+    """Print each kind of warning once, with the columns that it is about."""
+    kinds = {}
+    for name, _, notes in results:
+        for note in notes:
+            kinds.setdefault(re.sub(r"[-+]?[0-9][0-9.e+-]*", "0", note), []).append((name, note))
+    for told in kinds.values():
+        text = f"* {_some(name for name, _ in told)}: {told[0][1]}."
+        _console().print(_printable(text), markup=False, highlight=False)
+
+
+def _print_divergences(title, first_column, labels, results, joint=None):
     a, b = labels
-    _table(
-        title,
-        [first_column, f"KL({a}‖{b})", f"KL({b}‖{a})", "JS"],
-        [(f"{name} *" if notes else name, *map(_without_method, found.values())) for name, found, notes in results],
-        caption="By logistic regression with quadratic log-odds, cross-fitted: the log-ratio of two Gaussians is "
-        "quadratic; of other densities this sees what a quadratic can. Nothing is clamped: an estimate of "
-        "nearly 0 may be negative.",
+    rows = [_row(*result) for result in results]
+    caption = (
+        "The bar is JS, of at most log 2: green where the interval holds 0, red where the numbers are not to be "
+        "trusted. By logistic regression with quadratic log-odds, cross-fitted: the log-ratio of two Gaussians is "
+        "quadratic; of other densities this sees what a quadratic can. Nothing is clamped: an estimate of nearly 0 may "
+        "be negative. Intervals are of each row alone."
     )
-    for note in sorted({note for *_, notes in results for note in notes}):
-        print(f"* {note}.")
+    if joint is not None:
+        degree, *found = joint
+        together = "all jointly"
+        results = [*results, (together, *found)]
+        rows += [None, _row(*results[-1])]
+        if degree == 1:
+            caption += " All jointly are told apart by linear log-odds: for quadratic ones there are too few rows."
+    columns = [first_column, "", "JS", "95 % interval", f"KL({a}‖{b})", f"KL({b}‖{a})"]
+    _table(title, columns, rows, caption)
+    _print_notes(results)
+
+
+def _as_json(found, notes):
+    """Return the divergences and warnings of one comparison as JSON takes them."""
+    keys = {"kl_pq": "kl_ab", "kl_qp": "kl_ba", "js": "js"}
+    report = {}
+    for key, estimate in found.items():
+        finite = math.isfinite(estimate.error)
+        report[keys[key]] = {
+            "value": float(estimate),
+            "standard_error": estimate.standard_error if finite else None,
+            "interval": list(estimate.confidence_interval()) if finite else None,
+            "lower_bound": estimate.diagnostics["lower_bound"],
+        }
+    return report | {"warnings": notes}
 
 
 def _compare(path_a, path_b, names, as_json):
@@ -287,29 +387,20 @@ def _compare(path_a, path_b, names, as_json):
     chosen, text = _numeric_columns(paths, tables, names)
     unmatched = [[] if names else [name for name in x if name not in y] for x, y in (tables, tables[::-1])]
     (a, missing_a), (b, missing_b) = (_complete_rows(*pair, chosen) for pair in zip(paths, tables, strict=True))
-    results = _compare_columns(chosen, a, b)
+    results = _compare_columns(chosen, a, b, "AB")
+    joint = _compare_jointly(chosen, a, b, "AB") if len(chosen) > 1 else None
     if as_json:
-        keys = {"kl_pq": "kl_ab", "kl_qp": "kl_ba", "js": "js"}
-        columns = [
-            {
-                "column": name,
-                **{
-                    keys[key]: {
-                        "value": float(estimate),
-                        "standard_error": estimate.standard_error if math.isfinite(estimate.error) else None,
-                    }
-                    for key, estimate in found.items()
-                },
-                "warnings": notes,
-            }
-            for name, found, notes in results
-        ]
+        jointly = None
+        if joint is not None:
+            degree, *found = joint
+            jointly = {"columns": chosen, "degree": degree, **_as_json(*found)}
         report = {
             "a": {"path": path_a, "rows": len(a), "rows_left_out": missing_a, "unmatched_columns": unmatched[0]},
             "b": {"path": path_b, "rows": len(b), "rows_left_out": missing_b, "unmatched_columns": unmatched[1]},
             "columns_left_out": text,
             "unit": "nat",
-            "columns": columns,
+            "columns": [{"column": name, **_as_json(*found)} for name, *found in results],
+            "jointly": jointly,
         }
         print(json.dumps(report, indent=2, allow_nan=False))
         return
@@ -320,7 +411,7 @@ def _compare(path_a, path_b, names, as_json):
             print(f"only in {label}: {_printable(', '.join(listed))}")
     if text:
         print(f"left out because they hold no numbers: {_printable(', '.join(text))}")
-    _print_divergences("Divergences in nats, most different first", "column", "AB", results)
+    _print_divergences("Divergences in nats, most different first", "column", "AB", results, joint)
 
 
 def _demo():
@@ -336,7 +427,7 @@ def _demo_real_data():
 
     data = load_breast_cancer()
     malignant = data.target == list(data.target_names).index("malignant")
-    results = _compare_columns(data.feature_names, data.data[malignant], data.data[~malignant])
+    results = _compare_columns(data.feature_names, data.data[malignant], data.data[~malignant], "MB")
     title = "Breast-cancer measurements: how far malignant (M) is from benign (B), in nats"
     _print_divergences(title, "measurement", "MB", results)
 

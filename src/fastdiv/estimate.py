@@ -21,7 +21,7 @@ class AccuracyWarning(RuntimeWarning):
 def warn_of_accuracy(message: str) -> None:
     """Warn at the line that called fastdiv, however deep in it the warning comes up."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "fastdiv":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "fastdiv":
         level, frame = level + 1, frame.f_back
     warnings.warn(message, AccuracyWarning, stacklevel=level)
 

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from ._arrays import as_count
 from ._backend import kernels, map_blocks
 from .estimate import warn_of_accuracy
-from .ratio import FEW_ROWS, CalibratedRatioClassifier, calibrated
+from .ratio import GOOD_SLOPE, CalibratedRatioClassifier, calibration_slope
 
 __all__ = ["MLPRatioClassifier"]
 
@@ -21,8 +21,6 @@ ACTIVATIONS = ("softplus", "tanh", "relu")
 SOLVERS = ("rmsprop", "adam", "sgd")
 # Multiplications between two looks at Ctrl-C: some hundredths of a second, with NumPy some tenths.
 CHUNK_PRODUCTS = 1 << 26
-# Below this slope of the labels in the log-odds of the rows held out, the network is overconfident.
-GOOD_SLOPE = 0.8
 
 
 def _first_params(layer_sizes, random):
@@ -243,14 +241,9 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
 
     def _check_held_out(self, output, in_p, weight, held):
         """Tell a network that is overconfident where it was not trained."""
-        self._held_out_slope = math.nan
         log_odds = self._log_odds(self.calibration_._terms(output[held, None]))
-        if min(np.count_nonzero(held & in_p), np.count_nonzero(held & ~in_p)) < FEW_ROWS or np.ptp(log_odds) == 0:
-            return
-        again = calibrated(log_odds, in_p[held], weight[held], self.backend)
-        scale = float(again.terms_.scale[0])
-        self._held_out_slope = slope = scale * float(again.coef_[0, 0])
-        error = scale * math.sqrt(again.coef_covariance_[0, 0])
+        slope, error, _ = calibration_slope(log_odds, in_p[held], weight[held], self.backend)
+        self._held_out_slope = slope
         if slope < GOOD_SLOPE and slope + 3 * error < 1:
             warn_of_accuracy(
                 f"by the rows held out the log-odds should be {slope:.2g} times as large: the network has learned its "

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import cross_val_predict
 from sklearn.utils import assert_all_finite, check_random_state
@@ -27,12 +27,14 @@ from sklearn.utils.validation import (
 from ._arrays import as_count
 from ._backend import kernels
 from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
-from .estimate import AccuracyWarning, Estimate, warn_of_accuracy
+from .estimate import AccuracyWarning, warn_of_accuracy
+from .functionals import FEW_ROWS, effective_sample_size, estimate_of, functionals, kl_bounds, warn_of_few
 
 if TYPE_CHECKING:
     from typing import Self
 
     from ._arrays import ArrayLike, NDArray
+    from .estimate import Estimate
 
 __all__ = ["CalibratedRatioClassifier", "LogisticRatioClassifier", "RatioClassifier", "RatioFromClassifier"]
 
@@ -44,9 +46,10 @@ CHUNK_STEPS = 1 << 12
 # After PATIENCE epochs in a row that do not lower the loss by tol the learning rate is multiplied by DECAY, until it
 # is MIN_RATE of the first one.
 PATIENCE = 3
-FEW_ROWS = 50
 DECAY = 0.2
 MIN_RATE = 1e-4
+# Below this slope of the labels in the log-odds of rows held out, or over its inverse, a classifier is ill calibrated.
+GOOD_SLOPE = 0.8
 
 
 class RatioClassifier(ClassifierMixin, BaseEstimator):
@@ -280,24 +283,133 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         -------
         Estimate
             In nats, with a standard error as in `kl_divergence`.
+
+        Notes
+        -----
+        It is log 2 less the cross-entropy of the samples, each with half the weight. No classifier's expected
+        cross-entropy is below log 2 - JS, which the true ratio has: on samples that were not fitted to, this is a
+        lower bound but for their chance (Goodfellow et al. 2014, theorem 1).
         """
         return self._estimates(x_p=x_p, x_q=x_q)["js"]
 
-    def _estimates(self, **samples):
+    def kl_lower_bound(self, x_p: ArrayLike, x_q: ArrayLike, kind: str = "donsker-varadhan") -> Estimate:
+        r"""Estimate a lower bound on KL(p || q), which the true ratio reaches.
+
+        Of any function r, not of a density ratio alone,
+        :math:`E_p \log r - \log E_q r` (Donsker & Varadhan 1983) and the lower
+        :math:`E_p \log r + 1 - E_q r` (Nguyen, Wainwright & Jordan 2010) are at most KL(p || q).
+
+        Parameters
+        ----------
+        x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
+            Samples of p and of q. On the samples of the fit it may be no bound.
+        kind : {"donsker-varadhan", "nwj"}
+            Which of the two.
+
+        Returns
+        -------
+        Estimate
+            In nats, with a standard error as in `kl_divergence`, of the logarithm by the delta method. In
+            `diagnostics`, "effective_sample_size" is how many samples of q carry the mean of r.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is not known, or a sample does not fit.
+
+        Warns
+        -----
+        AccuracyWarning
+            If the effective sample size is under 50.
+
+        Examples
+        --------
+        >>> from fastdiv import LogisticRatioClassifier, Normal
+        >>> x_p, x_q = Normal(1, 1).sample((2, 5000), rng=1), Normal(0, 2).sample((2, 5000), rng=2)
+        >>> model = LogisticRatioClassifier(degree=2).fit_samples(x_p[0], x_q[0])
+        >>> bound = model.kl_lower_bound(x_p[1], x_q[1])
+        >>> bool(abs(bound - 0.443147) < 4 * bound.standard_error)
+        True
+        >>> bool(model.kl_lower_bound(x_p[1], x_q[1], "nwj") <= bound)
+        True
+        """
+        kinds = "donsker-varadhan", "nwj"
+        if kind not in kinds:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
+        with np.errstate(invalid="ignore"):
+            bound = self._estimates(kl_bounds, x_p=x_p, x_q=x_q)[kind]
+        warn_of_few(bound.diagnostics["effective_sample_size"], len(x_q))
+        return bound
+
+    def importance_weights(self, x_q: ArrayLike) -> tuple[NDArray[np.float64], float]:
+        """Weights that make samples of q stand for p.
+
+        Parameters
+        ----------
+        x_q : array_like, shape (n, n_features)
+            Samples of q.
+
+        Returns
+        -------
+        weights : ndarray, shape (n,)
+            The ratios over their sum, so that ``weights @ f(x_q)`` estimates the mean of f under p; `ratio` has them
+            as they are.
+        effective_sample_size : float
+            One over the sum of the squared weights: n where all weigh the same, 1 where one weighs all (Kong 1992).
+
+        Raises
+        ------
+        ValueError
+            If `x_q` is empty or does not fit.
+
+        Warns
+        -----
+        AccuracyWarning
+            If the effective sample size is under 50.
+
+        Examples
+        --------
+        >>> from fastdiv import LogisticRatioClassifier, Normal
+        >>> x_p, x_q = Normal(1, 1).sample(5000, rng=1), Normal(0, 2).sample(5000, rng=2)
+        >>> model = LogisticRatioClassifier(degree=2).fit_samples(x_p, x_q)
+        >>> weights, size = model.importance_weights(x_q)
+        >>> bool(abs(weights @ x_q - 1) < 0.1), 2000 < size < 5000
+        (True, True)
+        """
+        with _naming("x_q"):
+            log_ratio = self.log_ratio(x_q).astype(np.float64)
+        size = effective_sample_size(log_ratio)
+        warn_of_few(size, len(log_ratio))
+        return softmax(log_ratio), size
+
+    def _estimates(self, answers=functionals, **samples):
         check_is_fitted(self)
         terms = {}
         for name, x in samples.items():
             with _naming(name):
                 terms[name] = self._terms(validate_data(self, _as_matrix(x), dtype=FLOATS, reset=False))
         log_ratios = {name: self._log_odds(t) + self.log_prior_ratio_ for name, t in terms.items()}
+        diagnostics = self._diagnostics()
+        if "x_q" in log_ratios:
+            diagnostics["effective_sample_size"] = effective_sample_size(log_ratios["x_q"])
         estimates = {}
-        for name, (means, slopes) in functionals(**log_ratios).items():
+        for name, (means, slopes) in answers(**log_ratios).items():
             gradient = sum(slope @ with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
             # One sample says nothing of its spread.
             variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
-            standard_error = math.sqrt(variance + gradient @ self._regression().coef_covariance_ @ gradient)
-            estimates[name] = estimate_of(means, standard_error, **self._diagnostics())
+            variance += gradient @ self._regression().coef_covariance_ @ gradient
+            standard_error = math.inf if math.isnan(variance) else math.sqrt(variance)
+            estimates[name] = estimate_of(means, standard_error, **diagnostics)
         return estimates
+
+    def _ratios_at(self, x_p, x_q):
+        """Return, of each ratio that is estimated, its logarithm at samples of its numerator and its denominator."""
+        return [(self.log_ratio(x_p), self.log_ratio(x_q))]
+
+    def _moves(self, X, terms, in_p):
+        """Return what the rows of a fit without weights moved its coefficients by, and which rows go together."""
+        moves = coefficient_moves(terms, in_p, self._log_odds(terms), np.ones(len(X)), self._regression().alpha)
+        return moves, np.arange(len(X))
 
     def _diagnostics(self):
         return {"separated": self.separated_}
@@ -516,6 +628,20 @@ def calibrated(output, in_p, weight, backend):
         return LogisticRatioClassifier(backend=backend).fit(output[:, None], in_p, weight)
 
 
+def calibration_slope(log_odds, in_p, weight, backend):
+    """Return the slope of the labels in the log-odds of rows held out, its standard error, and the fit that gave it.
+
+    The slope is NaN where there are too few rows, or nothing that it would be well-defined by.
+    """
+    again = None
+    if min(np.count_nonzero(in_p), np.count_nonzero(~in_p)) >= FEW_ROWS and np.ptp(log_odds) > 0:
+        again = calibrated(log_odds, in_p, weight, backend)
+    if again is None or again.separated_:
+        return math.nan, math.nan, None
+    scale = float(again.terms_.scale[0])
+    return scale * float(again.coef_[0, 0]), scale * math.sqrt(again.coef_covariance_[0, 0]), again
+
+
 class CalibratedRatioClassifier(RatioClassifier):
     """Log-ratios by a logistic regression on one term: the output of a classifier, log-odds that are not calibrated.
 
@@ -631,33 +757,6 @@ def _is_plain(X):
 
 def with_intercept(terms):
     return np.column_stack([terms, np.ones(len(terms))]).astype(np.float64, copy=False)
-
-
-def functionals(x_p=None, x_q=None):
-    """Return, by divergence, the terms whose means over the samples add up to it, and their slopes in the log-ratio.
-
-    The arguments are the log-ratios at the samples; divergences that need a sample which is not there are left out.
-    """
-    found = {}
-    if x_p is not None:
-        found["kl_pq"] = {"x_p": x_p}, {"x_p": np.ones(len(x_p))}
-    if x_q is not None:
-        found["kl_qp"] = {"x_q": -x_q}, {"x_q": -np.ones(len(x_q))}
-    if x_p is not None and x_q is not None:
-        values = {"x_p": (math.log(2) - np.logaddexp(0, -x_p)) / 2, "x_q": (math.log(2) - np.logaddexp(0, x_q)) / 2}
-        found["js"] = values, {"x_p": expit(-x_p) / 2, "x_q": -expit(x_q) / 2}
-    return found
-
-
-def estimate_of(means, standard_error, **diagnostics):
-    return Estimate(
-        math.fsum(np.mean(values, dtype=np.float64) for values in means.values()),
-        error=standard_error,
-        method="classifier",
-        standard_error=standard_error,
-        n_evaluations=sum(map(len, means.values())),
-        diagnostics=diagnostics | {f"std_{x}": float(np.std(values)) for x, values in means.items()},
-    )
 
 
 def coefficient_moves(terms, in_p, log_odds, weight, alpha):

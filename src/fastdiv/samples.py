@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,20 +11,20 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.model_selection import KFold
 
 from ._arrays import as_count, as_rng
-from .estimate import warn_of_accuracy
+from .estimate import AccuracyWarning, warn_of_accuracy
+from .functionals import FEW_ROWS, certified_bounds, estimate_of, functionals
 from .neighbors import knn_kl_divergence
 from .networks import MLPRatioClassifier
 from .ratio import (
-    FEW_ROWS,
+    GOOD_SLOPE,
     LogisticRatioClassifier,
     RatioClassifier,
     RatioFromClassifier,
+    calibration_slope,
     checked_samples,
-    coefficient_moves,
-    estimate_of,
-    functionals,
     with_intercept,
 )
+from .telescoping import TelescopingRatioClassifier
 
 if TYPE_CHECKING:
     from ._arrays import ArrayLike, Seed
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["divergences_from_samples", "kl_divergence_from_samples"]
 
+# Beyond this standard error a calibration slope says nothing.
+KNOWN_SLOPE = 0.2
+ROUNDING = 1e-6
+
 
 def divergences_from_samples(
     x_p: ArrayLike,
     x_q: ArrayLike,
     *,
     estimator: str | BaseEstimator = "logistic",
+    telescoping: int | None = None,
     n_splits: int = 5,
     rng: Seed = None,
 ) -> dict[str, Estimate]:
@@ -50,6 +56,8 @@ def divergences_from_samples(
         ``LogisticRatioClassifier(degree=2)``, ``MLPRatioClassifier(early_stopping=True)``, a ratio classifier, or any
         classifier of scikit-learn's, which `RatioFromClassifier` then calibrates; or `knn_kl_divergence`, which is not
         cross-fitted, knows no JS, and has its own diagnostics and warnings.
+    telescoping : int, optional
+        Bridges between samples that are far apart: the estimator in a `TelescopingRatioClassifier`.
     n_splits : int
         Parts that each sample is cut into; each part's log-ratios come from a fit to the others.
     rng : Generator, int or None
@@ -60,6 +68,17 @@ def divergences_from_samples(
     dict of Estimate
         "kl_pq", "kl_qp" and, but for "knn", "js", in nats. The standard errors hold the spread of the samples, that of
         the fit, and the distance to the value on the samples of the fit; where the samples are separated they are inf.
+        In `diagnostics`, with a classifier:
+
+        - "lower_bound": what the divergence is not below, with 95 % confidence, whatever the densities;
+        - "separated": whether the classifier separates the samples;
+        - "optimism": how much larger the value is on the samples of the fit;
+        - "mean_ratio": the mean of the estimated ratio under q, which ought to be 1;
+        - "calibration_slope": what the held-out log-ratios should be multiplied by, 1 if they are calibrated, and NaN
+          where under 50 rows or separated ones cannot tell;
+        - "bias": what unequal samples may add.
+
+        With bridges, the mean ratio and the slope are those of the bridge that does worst.
 
     Raises
     ------
@@ -71,8 +90,9 @@ def divergences_from_samples(
     Warns
     -----
     AccuracyWarning
-        If the classifier separates the samples, a divergence is beyond log n nats, the estimated ratio does not
-        integrate to 1, or a sample has under 50 rows.
+        If the classifier separates the samples, a divergence is beyond log n nats, the held-out log-ratios are not
+        calibrated, the estimated ratio does not integrate to 1, a feature has one value in a sample, a sample has
+        under 50 rows, or so much fewer than the other that the bias is most of the error.
 
     Notes
     -----
@@ -80,7 +100,9 @@ def divergences_from_samples(
     the summed squares of the samples' influences: the deviation of a sample's own term, plus what the sample's score
     moves the fitted coefficients by, times the mean's gradient in them (van der Vaart 1998, example 5.25 and
     chapter 3). Influence vanishes where p and q coincide, and does not see a log-ratio that is extrapolated; the
-    second part, the difference between the held-out and the fitted value, is what is left there.
+    second part, the difference between the held-out and the fitted value, is what is left there. Where one sample is
+    smaller, a third is the bias k/2 (1/n_p - 1/n_q) of the mean over the larger, by k coefficients that the smaller
+    determines (Akaike 1974).
 
     A log-ratio that the classifier cannot follow, or has too few samples for, makes the value too low by more than the
     standard error knows: with a network in five dimensions and 500 samples of each, by some two of them.
@@ -97,47 +119,150 @@ def divergences_from_samples(
     x_p, x_q = checked_samples(x_p, x_q)
     rng = as_rng(rng)
     if isinstance(estimator, str) and estimator == "knn":
+        if telescoping is not None:
+            raise ValueError(f"telescoping must be None for 'knn', which has no log-ratio, got {telescoping!r}")
         return {"kl_pq": knn_kl_divergence(x_p, x_q, rng=rng), "kl_qp": knn_kl_divergence(x_q, x_p, rng=rng)}
     n_splits = min(as_count(n_splits, "n_splits", 2), len(x_p), len(x_q))
     if n_splits < 2:
         raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
     estimator = _ratio_classifier(estimator)
+    if telescoping is not None:
+        estimator = TelescopingRatioClassifier(estimator, as_count(telescoping, "telescoping", 1))
+    _warn_of_samples(x_p, x_q)
 
     def fitted(x_p, x_q):
         model = clone(estimator)
         if "random_state" in model.get_params():
             model.set_params(random_state=int(rng.integers(1 << 31)))
-        return model.fit_samples(x_p, x_q)
+        with warnings.catch_warnings():
+            # Told once, with a lower bound, below.
+            warnings.filterwarnings("ignore", "the classifier separates", AccuracyWarning)
+            return model.fit_samples(x_p, x_q)
 
     def folds(x):
         return KFold(n_splits, shuffle=True, random_state=int(rng.integers(1 << 31))).split(x)
 
-    log_ratio_p, log_ratio_q = np.empty(len(x_p)), np.empty(len(x_q))
+    log_ratio_p, log_ratio_q, of_folds = np.empty(len(x_p)), np.empty(len(x_q)), []
     for (fit_p, held_p), (fit_q, held_q) in zip(folds(x_p), folds(x_q), strict=True):
         model = fitted(x_p[fit_p], x_q[fit_q])
-        log_ratio_p[held_p], log_ratio_q[held_q] = model.log_ratio(x_p[held_p]), model.log_ratio(x_q[held_q])
+        ratios = model._ratios_at(x_p[held_p], x_q[held_q])
+        whole = ratios[0] if len(ratios) == 1 else (model.log_ratio(x_p[held_p]), model.log_ratio(x_q[held_q]))
+        log_ratio_p[held_p], log_ratio_q[held_q] = whole
+        of_folds.append(ratios)
+    ratios = [[np.concatenate(part) for part in zip(*ratio, strict=True)] for ratio in zip(*of_folds, strict=True)]
     model = fitted(x_p, x_q)
-    in_sample, mean_ratio = _in_sample(model, x_p, x_q), _mean_ratio(log_ratio_q)
+    in_sample, n_terms = _in_sample(model, x_p, x_q)
+    bounds = certified_bounds(log_ratio_p, log_ratio_q)
+    mean_ratio, (slope, shifts) = _checks(ratios)
+    biases = _biases(len(x_p), len(x_q), n_terms // len(ratios))
     estimates = {}
     for name, (means, _) in functionals(log_ratio_p, log_ratio_q).items():
         value, influence = in_sample[name]
         optimism = value - math.fsum(np.mean(part) for part in means.values())
-        standard_error = math.inf if model.separated_ else math.hypot(influence, optimism)
-        found = {"separated": model.separated_, "optimism": optimism, "mean_ratio": float(mean_ratio)}
-        estimates[name] = estimate_of(means, standard_error, **found)
-    if min(len(x_p), len(x_q)) < FEW_ROWS:
-        warn_of_accuracy(f"the standard errors are for large samples, got {len(x_p)} and {len(x_q)} rows")
-    known = math.log(min(len(x_p), len(x_q)))
-    if max(estimates["kl_pq"], estimates["kl_qp"]) > known:
+        estimates[name] = estimate_of(
+            means,
+            math.inf if model.separated_ else math.hypot(influence, optimism, biases[name]),
+            lower_bound=bounds[name],
+            separated=model.separated_,
+            optimism=optimism,
+            bias=biases[name],
+            mean_ratio=float(mean_ratio),
+            calibration_slope=slope,
+        )
+    if not _warn_of_size(estimates, len(ratios) * math.log(min(len(x_p), len(x_q)))):
+        _warn_of_fit(estimates, mean_ratio, slope, shifts)
+    return estimates
+
+
+def _warn_of_size(estimates, known):
+    """Warn of divergences that the samples cannot tell; return whether there are any."""
+    kl_pq, kl_qp = estimates["kl_pq"], estimates["kl_qp"]
+    bounds = " and ".join(f"{kl.diagnostics['lower_bound']:.2g}" for kl in (kl_pq, kl_qp))
+    at_least = f"with 95 % confidence KL(p‖q) and KL(q‖p) are at least {bounds} nats"
+    if kl_pq.diagnostics["separated"]:
+        warn_of_accuracy(f"the samples are separated: {at_least}, and may be infinite")
+    elif max(kl_pq, kl_qp) > known:
         warn_of_accuracy(
             f"a divergence beyond log n = {known:.2g} nats is more than samples of this size can tell: "
-            "the estimate is likely too low"
+            f"the estimate is likely too low; {at_least}"
         )
-    elif not model.separated_ and abs(mean_ratio - 1) > 5 * mean_ratio.standard_error:
+    else:
+        return False
+    return True
+
+
+def _warn_of_fit(estimates, mean_ratio, slope, shifts):
+    """Warn of a ratio that is not one."""
+    for name, estimate in estimates.items():
+        bias = estimate.diagnostics["bias"]
+        if 2 * bias**2 > estimate.standard_error**2:
+            few, many = ("x_p", "x_q") if name == "kl_qp" else ("x_q", "x_p")
+            warn_of_accuracy(
+                f"{few} has too few rows beside {many}'s for the coefficients that are fitted: "
+                f"the mean over {many} may be too high by {bias:.2g} nats"
+            )
+    if any(shift > estimates[name].standard_error for name, shift in shifts.items()):
+        warn_of_accuracy(
+            f"by the rows held out the log-ratio should be {slope:.2g} times as large: the classifier is "
+            f"{'over' if slope < 1 else 'under'}confident"
+        )
+    elif abs(mean_ratio - 1) > max(5 * mean_ratio.standard_error, ROUNDING):
         warn_of_accuracy(
             f"the ratio's mean under q is {mean_ratio:.2g}, not 1: the classifier is no model of these samples"
         )
-    return estimates
+
+
+def _warn_of_samples(x_p, x_q):
+    """Warn of samples that tell little, however they are compared."""
+    if min(len(x_p), len(x_q)) < FEW_ROWS:
+        warn_of_accuracy(f"the standard errors are for large samples, got {len(x_p)} and {len(x_q)} rows")
+    constant_p, constant_q = (np.flatnonzero(x.min(axis=0) == x.max(axis=0)) for x in (x_p, x_q))
+    for name, alone in (("x_p", np.setdiff1d(constant_p, constant_q)), ("x_q", np.setdiff1d(constant_q, constant_p))):
+        if alone.size:
+            warn_of_accuracy(
+                f"feature {_listed(alone)} has one value in all of {name} and several in the other sample: "
+                "if that is no chance, the density ratio is unbounded"
+            )
+    both = np.intersect1d(constant_p, constant_q)
+    same = x_p[0, both] == x_q[0, both]
+    if np.any(same):
+        warn_of_accuracy(f"feature {_listed(both[same])} has the same value in all rows: it tells nothing")
+
+
+def _listed(features):
+    return ", ".join(map(str, features))
+
+
+def _checks(ratios):
+    """Return, each of the ratio that does worst, the mean under q, and the calibration slope and what it shifts."""
+    means = [_mean_ratio(low) for _, low in ratios]
+    slopes = [_calibration(*ratio) for ratio in ratios]
+    mean_ratio = max(means, key=lambda mean: abs(mean - 1) - 5 * mean.standard_error)
+    return mean_ratio, max(slopes, key=lambda found: sum(found[1].values()))
+
+
+def _calibration(log_ratio_p, log_ratio_q):
+    """Return the calibration slope of held-out log-ratios, and if it is far from 1 what it shifts their means by.
+
+    Where p and q are hardly different, the slope is that of noise, and not known.
+    """
+    log_ratio = np.concatenate([log_ratio_p, log_ratio_q])
+    in_p = np.arange(len(log_ratio)) < len(log_ratio_p)
+    slope, error, again = calibration_slope(log_ratio, in_p, np.ones(len(log_ratio)), None)
+    if again is None or not 3 * error < abs(slope - 1) or GOOD_SLOPE <= slope <= 1 / GOOD_SLOPE or error > KNOWN_SLOPE:
+        return slope, {}
+    moved = again.log_ratio(log_ratio) - log_ratio
+    return slope, {name: abs(float(np.mean(moved[rows]))) for name, rows in (("kl_pq", in_p), ("kl_qp", ~in_p))}
+
+
+def _biases(n_p, n_q, n_coefficients):
+    """Return, by divergence, by how much the smaller sample makes a mean over the larger too high.
+
+    Of k coefficients the maximum likelihood on n rows loses k/2n nats (Akaike 1974), which equal samples lose on both
+    sides of the ratio and the influence function does not see.
+    """
+    lopsided = "kl_qp" if n_p < n_q else "kl_pq"
+    return {"kl_pq": 0.0, "kl_qp": 0.0, "js": 0.0, lopsided: n_coefficients / 2 * abs(1 / n_p - 1 / n_q)}
 
 
 def _ratio_classifier(estimator):
@@ -162,13 +287,13 @@ def _mean_ratio(log_ratio):
 
 
 def _in_sample(model, x_p, x_q):
-    """Return, on the samples of the fit, each divergence and the norm of its influence function."""
+    """Return, on the samples of the fit, each divergence and the norm of its influence; and how many terms vary."""
     rows = {"x_p": slice(0, len(x_p)), "x_q": slice(len(x_p), None)}
     X = np.concatenate([x_p, x_q])
     in_p = np.arange(len(X)) < len(x_p)
-    terms, log_odds = model._terms(X), model.decision_function(X)
-    moves = coefficient_moves(terms, in_p, log_odds, np.ones(len(X)), model._regression().alpha)
-    log_ratio = log_odds + model.log_prior_ratio_
+    terms = model._terms(X)
+    moves, units = model._moves(X, terms, in_p)
+    log_ratio = model._log_odds(terms) + model.log_prior_ratio_
     found = {}
     for name, (means, slopes) in functionals(log_ratio[rows["x_p"]], log_ratio[rows["x_q"]]).items():
         gradient = sum(slope @ with_intercept(terms[rows[x]]) / len(slope) for x, slope in slopes.items())
@@ -176,8 +301,8 @@ def _in_sample(model, x_p, x_q):
         for x, values in means.items():
             influence[rows[x]] += (values - values.mean()) / len(values)
         value = math.fsum(np.mean(values) for values in means.values())
-        found[name] = value, float(np.linalg.norm(influence))
-    return found
+        found[name] = value, float(np.linalg.norm(np.bincount(units, influence)))
+    return found, int(np.count_nonzero(np.ptp(terms, axis=0)))
 
 
 def kl_divergence_from_samples(
@@ -185,6 +310,7 @@ def kl_divergence_from_samples(
     x_q: ArrayLike,
     estimator: str | BaseEstimator = "logistic",
     *,
+    telescoping: int | None = None,
     n_splits: int = 5,
     rng: Seed = None,
 ) -> Estimate:
@@ -192,15 +318,14 @@ def kl_divergence_from_samples(
 
     Parameters
     ----------
-    x_p, x_q, estimator, n_splits, rng
+    x_p, x_q, estimator, telescoping, n_splits, rng
         As in `divergences_from_samples`.
 
     Returns
     -------
     Estimate
-        In nats. Its standard error holds the spread of the samples and that of the fit. In `diagnostics`, with a
-        classifier, "mean_ratio" is the mean of the estimated ratio under q, which ought to be 1, "optimism" how much
-        larger the value is on the samples of the fit, and "separated" whether the classifier separates them.
+        "kl_pq" of `divergences_from_samples`, in nats. Its standard error holds the spread of the samples and that of
+        the fit; `diagnostics` hold a lower bound and what else tells how far it is to be trusted.
 
     Raises
     ------
@@ -221,6 +346,7 @@ def kl_divergence_from_samples(
     >>> bool(low < 0.443147 < high)
     True
     """
-    if isinstance(estimator, str) and estimator == "knn":
+    if isinstance(estimator, str) and estimator == "knn" and telescoping is None:
         return knn_kl_divergence(x_p, x_q, rng=rng)
-    return divergences_from_samples(x_p, x_q, estimator=estimator, n_splits=n_splits, rng=rng)["kl_pq"]
+    found = divergences_from_samples(x_p, x_q, estimator=estimator, telescoping=telescoping, n_splits=n_splits, rng=rng)
+    return found["kl_pq"]
