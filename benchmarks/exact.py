@@ -126,21 +126,23 @@ def merge_moments(inputs, outputs):
 
 
 def logistic_sgd_epoch(inputs, outputs):
-    X, y, sample_weight, permutation, batch_size, learning_rate, momentum, alpha = inputs
-    X, y, sample_weight, learning_rate, momentum, alpha, coef, velocity = _exact(
-        X, y, sample_weight, learning_rate, momentum, alpha, *outputs[:2]
+    X, centre, scale, y, weight, permutation, batch_size, learning_rate, power_t, momentum, alpha, n_steps = inputs
+    X, centre, scale, y, weight, learning_rate, power_t, momentum, alpha, coef, velocity, coef_sum = _exact(
+        X, centre, scale, y, weight, learning_rate, power_t, momentum, alpha, *outputs[:3]
     )
-    X = np.column_stack([X, _carry(np.ones(len(X)))])
+    X = np.column_stack([(X - centre) * scale, _carry(np.ones(len(X)))])
     penalty = np.append(_carry(np.ones(len(coef) - 1)), _mp.mpf(0)) * alpha
     loss = 0
-    for start in range(0, len(permutation), batch_size):
+    for step, start in enumerate(range(0, len(permutation), batch_size), n_steps + 1):
         batch = permutation[start : start + batch_size]
         odds = _exp(X[batch] @ coef)
-        loss += np.sum(sample_weight[batch] * (_log(1 + odds) - y[batch] * _log(odds)))
-        residual = sample_weight[batch] * (y[batch] - odds / (1 + odds))
-        velocity = momentum * velocity + learning_rate * (X[batch].T @ residual / len(batch) - penalty * coef)
+        loss += np.sum(weight[batch] * (_log(1 + odds) - y[batch] * _log(odds)))
+        residual = weight[batch] * (y[batch] - odds / (1 + odds))
+        gradient = X[batch].T @ residual / len(batch) - penalty * coef
+        velocity = momentum * velocity + learning_rate / step**power_t * gradient
         coef = coef + velocity
-    return [coef, loss]
+        coef_sum = coef_sum + coef
+    return [coef, coef_sum, loss]
 
 
 def logistic_newton_pass(inputs, outputs):

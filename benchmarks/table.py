@@ -147,16 +147,23 @@ def _mean_and_m2(outputs):
     return (moments[1] + moments[5], moments[2])
 
 
-def _labelled(rng, n, k):
+def _labelled(rng, n):
     features = rng.normal(size=(n, DIMENSIONS))
-    target = (features[:, 0] + rng.normal(size=n) > 0).astype(np.float64)
-    state = np.zeros((2, DIMENSIONS + 1))
+    target = features[:, 0] + rng.normal(size=n) > 0
+    return features, target.astype(np.float64), rng.uniform(0.5, 1.5, n)
+
+
+def _descent(rng, n, k):
+    features, target, weight = _labelled(rng, n)
     rows = rng.permutation(n).astype(np.intp)
-    return (features, target, rng.uniform(0.5, 1.5, n), rows, 32, 0.05, 0.9, 1e-4), (*state, np.zeros(1))
+    state = np.zeros((3, DIMENSIONS + 1))
+    centre, scale = rng.normal(scale=0.1, size=DIMENSIONS), rng.uniform(0.9, 1.1, DIMENSIONS)
+    inputs = features, centre, scale, target, weight, rows, 32, 0.05, 0.25, 0.9, 1e-4, 7
+    return inputs, (*state, np.zeros(1))
 
 
 def _standardised(rng, n, k):
-    features, target, weight = _labelled(rng, n, k)[0][:3]
+    features, target, weight = _labelled(rng, n)
     target[:2] = 0, 1
     centre, scale = rng.normal(size=DIMENSIONS), rng.uniform(0.5, 2, DIMENSIONS)
     side = DIMENSIONS + 1
@@ -170,6 +177,11 @@ def _unsorted(rng, n, k):
 
 def _sorted_points(rng, n, k):
     return (np.sort(rng.normal(size=n + k)), np.sort(rng.normal(size=n)), k), (np.zeros(n), np.zeros(n))
+
+
+def _coef_sum_and_loss(outputs):
+    coef, _, coef_sum, loss = outputs
+    return coef, coef_sum, loss
 
 
 def _params_and_loss(outputs):
@@ -299,7 +311,7 @@ def _make_neighbors(rng, n, k, dtype):
 KERNELS = [
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
     Kernel("logistic_newton_pass", "ratio", _standardised, ("dtype", "n"), 4, least=10.0),
-    Kernel("logistic_sgd_epoch", "ratio", _labelled, ("dtype", "n"), 1, _params_and_loss),
+    Kernel("logistic_sgd_epoch", "ratio", _descent, ("dtype", "n"), 2, _coef_sum_and_loss),
     Kernel("logsumexp_rows", "mixture", _rows),
     Kernel("merge_moments", "montecarlo", _moments, (), 2, _mean_and_m2),
     Kernel("mixture_logpdf", "mixture", _line),

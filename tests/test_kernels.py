@@ -101,6 +101,36 @@ def test_sgd_agrees_after_ten_epochs(kernels):
     np.testing.assert_allclose(*coefs, rtol=1e-10)
 
 
+@pytest.mark.parametrize("n_features", [1, 7, 8, 9, 16, 25])
+@pytest.mark.parametrize("batch_size", [1, 32, 150])
+def test_sgd_of_any_width_agrees(kernels, n_features, batch_size):
+    rng = np.random.default_rng(n_features)
+    X, y = rng.normal(size=(300, n_features)), rng.integers(2, size=300).astype(np.float64)
+    data = X, rng.normal(size=n_features), rng.uniform(0.5, 2, n_features), y, rng.uniform(0.5, 2, 300)
+    rest = rng.permutation(300), batch_size, 0.05, 0.5, 0.9, 1e-3, 3
+    found = []
+    for module in (reference, kernels):
+        outputs = *np.zeros((3, n_features + 1)), np.zeros(1)
+        module.logistic_sgd_epoch(*data, *rest, *outputs)
+        found.append(outputs)
+    for output, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(output, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_sgd_in_parts_is_the_epoch(kernels):
+    whole, parts = (TABLE["logistic_sgd_epoch"].load(1000) for _ in range(2))
+    kernels.logistic_sgd_epoch(*whole[0], *whole[1])
+    *data, rows, batch_size, rate, power_t, momentum, alpha, n_steps = parts[0]
+    loss = 0.0
+    for start in range(0, 1000, 320):
+        options = batch_size, rate, power_t, momentum, alpha, n_steps + start // 32
+        kernels.logistic_sgd_epoch(*data, rows[start : start + 320], *options, *parts[1])
+        loss += parts[1][-1][0]
+    for part, expected in zip(parts[1][:3], whole[1][:3], strict=True):
+        np.testing.assert_array_equal(part, expected)
+    assert loss == pytest.approx(whole[1][-1][0], rel=1e-14)
+
+
 def mpmath_logpdf(x, mixture):
     """The log-density to 50 digits; mpmath's exponents do not underflow."""
     with mpmath.workdps(50):
@@ -309,14 +339,15 @@ def test_an_sgd_step_is_the_gradient_step(kernels):
     # One batch from zero: probabilities are 1/2, so the step is rate * mean of weight (y - 1/2) x.
     X = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0]])
     y, weight = np.array([1.0, 0.0, 1.0]), np.array([1.0, 2.0, 0.5])
-    coef, velocity, out = np.zeros(3), np.zeros(3), np.empty(1)
-    kernels.logistic_sgd_epoch(X, y, weight, np.arange(3, dtype=np.intp), 3, 0.1, 0.9, 0.0, coef, velocity, out)
+    data = X, np.zeros(2), np.ones(2), y, weight, np.arange(3, dtype=np.intp), 3
+    coef, velocity, none, out = np.zeros(3), np.zeros(3), np.empty(0), np.empty(1)
+    kernels.logistic_sgd_epoch(*data, 0.1, 0.0, 0.9, 0.0, 0, coef, velocity, none, out)
     step = 0.1 * np.mean((weight * (y - 0.5))[:, None] * np.column_stack([X, np.ones(3)]), axis=0)
     np.testing.assert_allclose(coef, step, rtol=1e-15)
     assert out[0] == pytest.approx(weight.sum() * np.log(2), rel=1e-15)
     # The second: momentum times the first step, less the penalty's pull, plus the new gradient.
     before = coef.copy()
-    kernels.logistic_sgd_epoch(X, y, weight, np.arange(3, dtype=np.intp), 3, 0.1, 0.9, 0.5, coef, velocity, out)
+    kernels.logistic_sgd_epoch(*data, 0.1, 0.0, 0.9, 0.5, 1, coef, velocity, none, out)
     residual = weight * (y - 1 / (1 + np.exp(-(X @ before[:2] + before[2]))))
     gradient = np.append(X.T @ residual / 3 - 0.5 * before[:2], residual.mean())
     np.testing.assert_allclose(coef - before, 0.9 * step + 0.1 * gradient, rtol=1e-13)

@@ -226,6 +226,55 @@ def test_warm_start_needs_the_same_layers():
     assert model.coefs_[0].dtype == np.float64
 
 
+def test_warm_start_needs_the_same_labels():
+    X, y = np.concatenate(samples(100, 100)), np.repeat([1, 0], 100)
+    model = MLPRatioClassifier(max_iter=2, warm_start=True, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"warm_start needs the labels of the last fit, \[0, 1\], got \[1, 2\]"):
+        model.fit(X, y + 1)
+    model.fit(X, y)
+
+
+@quietly
+@pytest.mark.parametrize("solver", ["rmsprop", "adam", "sgd"])
+def test_parts_in_turn_are_passes(solver):
+    X, y = np.concatenate(samples(100, 80)), np.repeat([1, 0], [100, 80])
+    # In one batch the order of the rows makes no difference.
+    options = {"solver": solver, "batch_size": 180, "learning_rate": 1e-2, "random_state": 0}
+    whole = MLPRatioClassifier(max_iter=5, validation_fraction=0, **options).fit(X, y)
+    parts = MLPRatioClassifier(**options)
+    for _ in range(5):
+        parts.partial_fit(X, y, classes=[0, 1])
+    np.testing.assert_allclose(parts.loss_curve_, whole.loss_curve_, rtol=1e-12)
+    for coefs, expected in zip(parts.coefs_, whole.coefs_, strict=True):
+        np.testing.assert_allclose(coefs, expected, rtol=1e-8, atol=1e-12)
+    # And a fit goes on in parts.
+    np.testing.assert_allclose(
+        whole.partial_fit(X, y).decision_function(X), parts.partial_fit(X, y).decision_function(X), rtol=1e-8
+    )
+
+
+def test_what_parts_cannot_know():
+    x_p, x_q = samples(2000, 2000)
+    model = MLPRatioClassifier(random_state=0, learning_rate=3e-3)
+    model.partial_fit(x_p[:1000], np.ones(1000), classes=[0, 1])
+    assert np.isnan(model.log_ratio([0.0])[0])
+    for _ in range(60):
+        model.partial_fit(np.r_[x_q, x_p], np.repeat([0, 1], 2000))
+    x = np.linspace(-1, 3, 50)
+    assert np.mean((model.log_ratio(x) - log_ratio(x, P, Q)) ** 2) ** 0.5 < 0.2
+    assert model.kl_divergence(x_p).standard_error == np.inf
+    assert model.separated_ is None
+    assert model.n_iter_ == len(model.loss_curve_) == 61
+    before = model.log_ratio(x)
+    with pytest.raises(ValueError, match="partial_fit needs the layers"):
+        model.set_params(hidden_layer_sizes=(5,)).partial_fit(x_p, np.ones(2000))
+    with pytest.raises(ValueError, match="early_stopping must be False"):
+        model.set_params(hidden_layer_sizes=(10, 20), early_stopping=True).partial_fit(x_p, np.ones(2000))
+    with pytest.raises(ValueError, match="the steps diverge"):
+        model.set_params(early_stopping=False, solver="sgd", learning_rate=1e300).partial_fit(x_p, np.ones(2000))
+    np.testing.assert_array_equal(model.log_ratio(x), before)
+
+
 def test_early_stopping_needs_rows_of_both_classes():
     with pytest.raises(ValueError, match="early_stopping needs rows of both"):
         MLPRatioClassifier(early_stopping=True).fit_samples(*samples(40, 2))

@@ -17,6 +17,7 @@ FLOORS = [
     ["_kernels", "_kernels_numba", "_kernels_numpy", "_cpu", "_arrays"],
     ["_backend", "estimate"],
     ["distributions", "_logsumexp", "_logistic", "functionals"],
+    ["_descent"],
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
     ["networks", "telescoping", "neighbors"],

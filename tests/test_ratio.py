@@ -1,12 +1,15 @@
 """The ratio classifier as a scikit-learn estimator and as an estimate of the log-ratio."""
 
+import pickle
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
+from scipy.special import expit
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.metrics import log_loss
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -21,6 +24,7 @@ from fastdiv import (
     log_ratio_normal,
     use_backend,
 )
+from fastdiv._descent import RowOrder, held_out
 from fastdiv._logistic import LogisticLoss, PolynomialTerms, newton
 from fastdiv.functionals import certified_bounds, effective_sample_size, kl_bounds
 from fastdiv.ratio import coefficient_moves
@@ -28,13 +32,21 @@ from fastdiv.samples import divergences_from_samples
 
 P, Q = Normal(1, 1), Normal(0, 2)
 
+quietly = pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning")
+
 
 def samples(n_p, n_q, seed=0):
     rng = np.random.default_rng(seed)
     return P.sample((n_p, 1), rng=rng), Q.sample((n_q, 1), rng=rng)
 
 
-@parametrize_with_checks([LogisticRatioClassifier(solver=solver) for solver in ("newton", "lbfgs", "sgd")])
+@parametrize_with_checks(
+    [
+        *(LogisticRatioClassifier(solver=solver) for solver in ("newton", "lbfgs", "sgd")),
+        LogisticRatioClassifier(class_weight="balanced", warm_start=True),
+        LogisticRatioClassifier(solver="sgd", schedule="invscaling", average=True),
+    ]
+)
 @pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning", "ignore::sklearn.exceptions.SkipTestWarning")
 def test_it_is_a_scikit_learn_estimator(estimator, check):
     check(estimator)
@@ -356,6 +368,282 @@ def test_one_sample_has_no_finite_error():
 def test_steps_that_diverge_are_refused():
     with pytest.raises(ValueError, match="the steps diverge"):
         LogisticRatioClassifier(solver="sgd", learning_rate=1e6, random_state=0).fit_samples(*samples(300, 300))
+
+
+def descent(**options):
+    """Passes over the rows as they come, whatever their loss."""
+    options = {"shuffle": False, "schedule": "constant", "n_iter_no_change": 100, "tol": 0} | options
+    return LogisticRatioClassifier(solver="sgd", **options)
+
+
+def two_classes(n=300, n_features=3, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(1, 2, size=(n, n_features))
+    return X, (X[:, 0] + rng.logistic(size=n) > 1.5).astype(int)
+
+
+@quietly
+@pytest.mark.parametrize("schedule", ["constant", "invscaling"])
+@pytest.mark.parametrize("average", [False, True, 400])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_single_rows_make_the_steps_of_sgd_classifier(schedule, average, weighted):
+    X, y = two_classes()
+    weight = np.random.default_rng(1).uniform(0.5, 2, len(X)) if weighted else np.ones(len(X))
+    options = {"alpha": 1e-3, "power_t": 0.3, "average": average, "max_iter": 3}
+    model = descent(batch_size=1, momentum=0.0, schedule=schedule, learning_rate=0.05, **options).fit(X, y, weight)
+    exact = SGDClassifier("log_loss", learning_rate=schedule, eta0=0.05, tol=None, shuffle=False, **options)
+    exact.fit(model.terms_.transform(X), y, sample_weight=weight / weight.mean())
+    np.testing.assert_allclose(fitted_coef(model), np.append(exact.coef_, exact.intercept_), rtol=1e-10)
+
+
+@quietly
+@pytest.mark.parametrize(("average", "first"), [(False, None), (True, 1), (65, 3), (640, 20), (300, 10), (10**6, None)])
+def test_steps_and_their_mean_are_those_of_a_plain_loop(average, first):
+    X, y = two_classes(310)
+    options = {"schedule": "invscaling", "power_t": 0.5, "learning_rate": 0.1, "momentum": 0.8, "alpha": 1e-2}
+    model = descent(batch_size=32, max_iter=2, average=average, **options).fit(X, y)
+    rows = np.column_stack([(X - X.mean(axis=0)) / X.std(axis=0), np.ones(len(X))])
+    coef, velocity, visited, t = np.zeros(4), np.zeros(4), [], 0
+    for _ in range(2):
+        for start in range(0, 310, 32):
+            batch, t = slice(start, start + 32), t + 1
+            gradient = rows[batch].T @ (expit(rows[batch] @ coef) - y[batch]) / len(y[batch])
+            gradient[:-1] += 1e-2 * coef[:-1]
+            velocity = 0.8 * velocity - 0.1 / np.sqrt(t) * gradient
+            coef = coef + velocity
+            visited.append(coef)
+    # Step 10 is the short batch, which brings the rows to 310.
+    expected = coef if first is None else np.mean(visited[first - 1 :], axis=0)
+    np.testing.assert_allclose(fitted_coef(model), expected, rtol=1e-10)
+
+
+@quietly
+def test_terms_made_in_parts_are_those_made_at_once(monkeypatch):
+    X, y = two_classes(500)
+    models = []
+    for chunk in (1 << 22, 1 << 9):
+        monkeypatch.setattr("fastdiv._descent.CHUNK_VALUES", chunk)
+        models.append(LogisticRatioClassifier(2, "sgd", max_iter=3, random_state=0).fit(X, y, np.linspace(1, 2, 500)))
+    np.testing.assert_allclose(fitted_coef(models[1]), fitted_coef(models[0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(1000, 32), (1024, 32), (7, 32), (7, 1)])
+def test_each_pass_takes_every_row_once_in_another_order(n, batch_size):
+    order = RowOrder(np.arange(n), batch_size, np.random.default_rng(0))
+    passes = [np.concatenate(list(order.chunks(3))) for _ in range(20)]
+    for rows in passes:
+        np.testing.assert_array_equal(np.sort(rows), np.arange(n))
+    assert len({tuple(rows) for rows in passes}) > 5
+    # Batches of several rows are others each time, and so are the rows of the short one.
+    if n > batch_size > 1:
+        assert len({tuple(rows[:batch_size]) for rows in passes}) == 20
+        assert n % batch_size == 0 or len({tuple(rows[-(n % batch_size) :]) for rows in passes}) > 15
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "invscaling", "constant"])
+def test_every_schedule_comes_near_the_optimum(schedule):
+    X, y = two_classes(5000)
+    options = {"schedule": schedule, "average": schedule == "constant", "random_state": 0}
+    model = LogisticRatioClassifier(solver="sgd", **options).fit(X, y)
+    assert model.converged_
+    np.testing.assert_allclose(fitted_coef(model), penalised_optimum(model, X, y), atol=0.05)
+
+
+def test_steps_that_scatter_more_than_the_samples_are_told():
+    X, y = two_classes(5000)
+    with pytest.warns(AccuracyWarning, match="farther from the optimum than the standard errors hold"):
+        model = LogisticRatioClassifier(solver="sgd", schedule="constant", learning_rate=0.2, random_state=0).fit(X, y)
+    distance = fitted_coef(model) - penalised_optimum(model, X, y)
+    assert distance @ np.linalg.solve(model.coef_covariance_, distance) > len(distance)
+
+
+@quietly
+def test_a_search_over_schedules():
+    X, y = two_classes(600)
+    grid = {"schedule": ["adaptive", "constant", "invscaling"], "average": [False, True]}
+    search = GridSearchCV(LogisticRatioClassifier(solver="sgd", random_state=0), grid, cv=2).fit(X, y)
+    assert search.best_score_ > 0.6
+
+
+@quietly
+def test_parts_in_turn_are_one_pass():
+    X, y = two_classes(256)
+    # Each part has the moments of the whole.
+    X, y = np.tile(X, (4, 1)), np.concatenate([y, np.roll(y, 1), y, np.roll(y, 7)])
+    weight = np.tile(np.random.default_rng(0).uniform(1, 3, 256), 4)
+    model = descent(degree=2, schedule="invscaling", average=300, class_weight={0: 2.0, 1: 1.0}, max_iter=1)
+    weight[y == 0] /= 2
+    whole = clone(model).fit(X, y, weight)
+    for rows in np.split(np.arange(1024), 4):
+        model.partial_fit(X[rows], y[rows], [0, 1], weight[rows])
+    np.testing.assert_allclose(fitted_coef(model), fitted_coef(whole), rtol=1e-10)
+    assert model.log_prior_ratio_ == pytest.approx(whole.log_prior_ratio_, abs=1e-12)
+    assert np.mean(model.loss_curve_) == pytest.approx(whole.loss_curve_[0])
+    # A fit goes on in parts as one goes on in a copy of it.
+    twin = pickle.loads(pickle.dumps(whole))
+    np.testing.assert_array_equal(
+        fitted_coef(twin.partial_fit(X[:256], y[:256])), fitted_coef(whole.partial_fit(X[:256], y[:256]))
+    )
+
+
+def test_what_parts_cannot_know():
+    x_p, x_q = samples(2000, 2000)
+    model = LogisticRatioClassifier(2, "sgd", average=1000, random_state=0)
+    model.partial_fit(x_p[:1000], np.ones(1000), classes=[0, 1])
+    assert np.isnan(model.log_ratio([0.0])[0])
+    assert np.isfinite(model.decision_function([[0.0]])[0])
+    for _ in range(20):
+        model.partial_fit(np.r_[x_q, x_p], np.repeat([0, 1], 2000))
+    assert model.log_prior_ratio_ == pytest.approx(np.log(40_000 / 41_000))
+    x = np.linspace(-1, 3, 50)
+    np.testing.assert_allclose(model.log_ratio(x), log_ratio_normal(x, 1, 1, 0, 2), atol=0.3)
+    estimate = model.kl_divergence(x_p)
+    assert estimate.standard_error == np.inf
+    assert estimate.diagnostics["separated"] is None
+    assert not model.converged_
+    assert model.n_iter_ == len(model.loss_curve_) == 21
+
+
+def test_parts_that_cannot_be_fitted_are_refused():
+    X, y = two_classes()
+    model = LogisticRatioClassifier(solver="sgd", random_state=0)
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        model.partial_fit(X, y)
+    with pytest.raises(ValueError, match=r"classes must be two labels, got \[0, 1, 2\]"):
+        model.partial_fit(X, y, classes=[0, 1, 2])
+    assert not hasattr(model, "classes_")
+    model.partial_fit(X, y, classes=[0, 1])
+    before = model.log_ratio(X)
+    for arguments, message in (
+        ((X, y + 1), r"y must hold labels of \[0, 1\], got \[1, 2\]"),
+        ((X, y, [0, 2]), "is not the same as on last call"),
+        ((X[:, :2], y), "features"),
+        ((X, y, None, np.zeros(len(y))), "(?i)sample.weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.partial_fit(*arguments)
+    for options, message in (
+        ({"early_stopping": True}, "early_stopping must be False"),
+        ({"class_weight": "balanced"}, "class_weight must be a dict or None"),
+        ({"degree": 2}, "partial_fit needs the degree"),
+        ({"learning_rate": 1e300}, "the steps diverge"),
+    ):
+        usual = {name: model.get_params()[name] for name in options}
+        with pytest.raises(ValueError, match=message):
+            model.set_params(**options).partial_fit(X, y)
+        model.set_params(**usual)
+    np.testing.assert_array_equal(model.log_ratio(X), before)
+    with pytest.raises(AttributeError, match="partial_fit"):
+        LogisticRatioClassifier().partial_fit(X, y, [0, 1])
+
+
+@pytest.mark.parametrize("solver", ["newton", "sgd"])
+@pytest.mark.parametrize("class_weight", ["balanced", {0: 3.0, 1: 0.5}])
+def test_class_weights_move_the_log_odds_and_not_the_log_ratio(solver, class_weight):
+    x_p, x_q = samples(60_000, 20_000)
+    plain = LogisticRatioClassifier(2, solver, random_state=0).fit_samples(x_p, x_q)
+    weighted = LogisticRatioClassifier(2, solver, class_weight=class_weight, random_state=0).fit_samples(x_p, x_q)
+    masses = 20_000 * 3.0, 60_000 * 0.5
+    assert weighted.log_prior_ratio_ == pytest.approx(
+        0 if class_weight == "balanced" else np.log(masses[0] / masses[1])
+    )
+    x = np.linspace(-1, 3, 50)[:, None]
+    rows = np.column_stack([weighted.terms_.transform(x), np.ones(50)])
+    error = np.sqrt(np.einsum("ij,jk,ik->i", rows, weighted.coef_covariance_, rows))
+    assert np.all(np.abs(weighted.log_ratio(x) - log_ratio_normal(x[:, 0], 1, 1, 0, 2)) < 5 * error + 0.02)
+    assert np.max(np.abs(weighted.log_ratio(x) - plain.log_ratio(x))) < 0.1
+    assert np.min(np.abs(weighted.decision_function(x) - plain.decision_function(x))) > 0.3
+
+
+def test_class_weights_are_sample_weights():
+    X, y = two_classes()
+    by_class = LogisticRatioClassifier(class_weight={0: 2.0, 1: 0.25}).fit(X, y, np.linspace(1, 2, 300))
+    by_row = LogisticRatioClassifier().fit(X, y, np.linspace(1, 2, 300) * np.where(y, 0.25, 2.0))
+    np.testing.assert_allclose(fitted_coef(by_class), fitted_coef(by_row), rtol=1e-12)
+    np.testing.assert_allclose(by_class.coef_covariance_, by_row.coef_covariance_, rtol=1e-10)
+
+
+@quietly
+def test_early_stopping_returns_the_best_coefficients():
+    X, y = two_classes(400, 20)
+    options = {"solver": "sgd", "schedule": "constant", "learning_rate": 0.2, "validation_fraction": 0.3}
+    model = LogisticRatioClassifier(early_stopping=True, random_state=0, **options).fit(X, y)
+    assert model.n_iter_ == len(model.validation_loss_curve_) < 1000
+    held = held_out(y == 1, 0.3, np.random.RandomState(0))
+    assert held.sum() == round(0.3 * np.sum(y)) + round(0.3 * np.sum(1 - y))
+    loss = log_loss(y[held], model.predict_proba(X[held])[:, 1])
+    assert loss == pytest.approx(min(model.validation_loss_curve_), rel=1e-12)
+    # The rows held out count neither for the prior correction nor for the covariance.
+    assert model.log_prior_ratio_ == pytest.approx(np.log(np.sum(y[~held] == 0) / np.sum(y[~held])))
+    other = model.terms_.transform(X[~held])
+    moves = coefficient_moves(other, y[~held] == 1, model.decision_function(X[~held]), np.ones(len(other)), model.alpha)
+    np.testing.assert_allclose(model.coef_covariance_, moves.T @ moves, rtol=1e-6)
+
+
+def test_early_stopping_needs_rows_of_both_classes():
+    with pytest.raises(ValueError, match="early_stopping needs rows of both"):
+        LogisticRatioClassifier(solver="sgd", early_stopping=True).fit_samples(*samples(40, 2))
+
+
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
+@pytest.mark.parametrize("n", [500, 20_000])
+def test_warm_start_begins_at_the_last_coefficients(solver, n):
+    X, y = two_classes(n)
+    model = LogisticRatioClassifier(solver=solver, warm_start=True, tol=1e-8).fit(X, y)
+    expected = fitted_coef(model)
+    model.fit(X, y)
+    assert model.converged_
+    assert model.n_iter_ <= 1
+    np.testing.assert_allclose(fitted_coef(model), expected, atol=1e-6)
+
+
+@quietly
+def test_warm_start_of_passes_goes_on():
+    X, y = two_classes(5000)
+    model = LogisticRatioClassifier(solver="sgd", schedule="constant", learning_rate=1e-4, max_iter=2, random_state=0)
+    model.set_params(warm_start=True)
+    losses = [model.fit(X, y).loss_curve_ for _ in range(3)]
+    assert np.all(np.diff(np.ravel(losses)) < 0)
+
+
+def test_warm_start_needs_the_same_labels_and_terms():
+    X, y = two_classes()
+    model = LogisticRatioClassifier(warm_start=True).fit(X, y)
+    with pytest.raises(ValueError, match=r"warm_start needs the labels of the last fit, \[0, 1\], got \[1, 2\]"):
+        model.fit(X, y + 1)
+    with pytest.raises(ValueError, match="warm_start needs the degree and the number of terms"):
+        model.fit(X[:, :2], y)
+    with pytest.raises(ValueError, match="warm_start needs the degree and the number of terms"):
+        model.set_params(degree=2).fit(X, y)
+    assert model.classes_.tolist() == [0, 1]
+    single = model.set_params(degree=1).fit(X.astype(np.float32), y)
+    assert single.coef_.dtype == np.float64
+
+
+def test_a_progress_bar_on_request(capsys):
+    X, y = two_classes(5000)
+    LogisticRatioClassifier(solver="sgd", verbose=True, early_stopping=True, random_state=0).fit(X, y)
+    assert "held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"schedule": "optimal"}, ValueError, "schedule must be one of 'adaptive', 'constant', 'invscaling', got"),
+        ({"power_t": -1}, ValueError, "power_t must be at least 0, got -1"),
+        ({"average": -1}, ValueError, "average must be a whole number, at least 0"),
+        ({"average": 0.5}, (TypeError, ValueError), "average must be a whole number"),
+        ({"n_iter_no_change": 0}, ValueError, "n_iter_no_change must be a whole number"),
+        ({"validation_fraction": 1.0}, ValueError, "validation_fraction must be above 0 and under 1"),
+        ({"class_weight": "even"}, ValueError, "class_weight must be a dict, 'balanced' or None, got 'even'"),
+        ({"class_weight": {0: 1.0, 7: 1.0}}, ValueError, "class_weight"),
+        ({"class_weight": {0: -1.0, 1: 1.0}}, ValueError, "class_weight must be finite and at least 0"),
+        ({"class_weight": {0: 0.0, 1: 1.0}}, ValueError, "weight in each class"),
+    ],
+)
+def test_bad_parameters_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        LogisticRatioClassifier(solver="sgd", **options).fit(*two_classes())
 
 
 def test_a_seed_fixes_the_divergences():

@@ -20,15 +20,20 @@ cpdef void logistic_newton_pass(
 ) except *
 cpdef void logistic_sgd_epoch(
     const floating[:, ::1] X,
+    const floating[::1] centre,
+    const floating[::1] scale,
     const floating[::1] y,
     const floating[::1] sample_weight,
     const Py_ssize_t[::1] permutation,
     Py_ssize_t batch_size,
     double learning_rate,
+    double power_t,
     double momentum,
     double alpha,
+    Py_ssize_t n_steps,
     floating[::1] coef,
     floating[::1] velocity,
+    double[::1] coef_sum,
     double[::1] out,
 ) except *
 cpdef void logsumexp_rows(const floating[:, ::1] a, floating[::1] out) except *

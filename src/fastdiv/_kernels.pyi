@@ -41,15 +41,20 @@ def logistic_newton_pass(
 ) -> None: ...
 def logistic_sgd_epoch(
     X: NDArray[_F],
+    centre: NDArray[_F],
+    scale: NDArray[_F],
     y: NDArray[_F],
     sample_weight: NDArray[_F],
     permutation: NDArray[np.intp],
     batch_size: int,
     learning_rate: float,
+    power_t: float,
     momentum: float,
     alpha: float,
+    n_steps: int,
     coef: NDArray[_F],
     velocity: NDArray[_F],
+    coef_sum: NDArray[np.float64],
     out: NDArray[np.float64],
 ) -> None: ...
 def logsumexp_rows(a: NDArray[_F], out: NDArray[_F]) -> None: ...

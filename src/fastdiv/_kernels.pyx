@@ -29,6 +29,7 @@ cdef extern from "_vecmath.h" nogil:
     double fastdiv_softplus_slope(double x, double *slope) noexcept
     float fastdiv_softplus_slopef(float x, float *slope) noexcept
     void fastdiv_prefetch(const void *address) noexcept
+    void fastdiv_prefetch_second(const void *address) noexcept
     void fastdiv_triangle_product(
         const double *triangle,
         Py_ssize_t row_step,
@@ -106,7 +107,7 @@ cdef enum:
     ALIKE = 14  # bits between the stds of a mixture whose score may be taken in one pass
     FEW = 4  # components, of which none is worth dropping
     GENTLE = 100  # change of an exponent that a recurrence may follow
-    AHEAD = 16  # rows between a prefetch and the use
+    AHEAD = 32  # rows between a prefetch and the use
     ROWS = 128  # rows of a block of which all pairs of columns are multiplied, or all units of a network kept
     SOFTPLUS = 0
     TANH = 1
@@ -1329,44 +1330,82 @@ cpdef void neighbor_distances(
             following[i] = min(below, above)
 
 
+cdef inline void _standardised_row(
+    const floating *point, Py_ssize_t n_features, const floating *centre, const floating *scale, floating *out
+) noexcept nogil:
+    cdef floating values[LANES]
+    cdef Py_ssize_t group, first, lane, j
+    if n_features < LANES:
+        for j in range(n_features):
+            out[j] = (point[j] - centre[j]) * scale[j]
+        return
+    for group in range(_n_blocks(n_features, LANES)):
+        # The last group begins as early as makes it whole.
+        first = min(group * LANES, n_features - LANES)
+        for lane in range(LANES):
+            values[lane] = (point[first + lane] - centre[first + lane]) * scale[first + lane]
+        for lane in range(LANES):
+            out[first + lane] = values[lane]
+
+
 cpdef void logistic_sgd_epoch(
     const floating[:, ::1] X,
+    const floating[::1] centre,
+    const floating[::1] scale,
     const floating[::1] y,
     const floating[::1] sample_weight,
     const Py_ssize_t[::1] permutation,
     Py_ssize_t batch_size,
     double learning_rate,
+    double power_t,
     double momentum,
     double alpha,
+    Py_ssize_t n_steps,
     floating[::1] coef,
     floating[::1] velocity,
+    double[::1] coef_sum,
     double[::1] out,
 ) except *:
     cdef Py_ssize_t n_rows = permutation.shape[0]
     cdef Py_ssize_t n_features = X.shape[1]
-    cdef Py_ssize_t start, stop, first, n_points, block, batch, i, j, row
-    cdef floating logit, rate
+    cdef Py_ssize_t n_columns = n_features + 1
+    cdef Py_ssize_t width = _n_blocks(n_columns, LANES) * LANES
+    cdef bint has_sum = coef_sum.shape[0] > 0
+    cdef Py_ssize_t start, stop, first, n_points, block, batch, group, lane, line, i, j, row
+    cdef floating rate, shrink, slope
     cdef floating memory = <floating> momentum
-    cdef floating shrink = <floating> (learning_rate * alpha)
+    cdef floating partial[LANES]
     cdef floating logits[BLOCK]
     cdef floating targets[BLOCK]
     cdef floating weights[BLOCK]
     cdef floating losses[BLOCK]
     cdef floating steps[BLOCK]
-    cdef double total = 0, compensation = 0, loss
-    cdef void *scratch = malloc((n_features + 1) * sizeof(floating) + LINE)
-    cdef floating *step = <floating *> _aligned(scratch)
+    cdef const char *ahead
+    cdef const floating *x
+    cdef double total = 0, compensation = 0, loss, rate_now
+    cdef void *scratch = malloc((BLOCK + 2) * width * sizeof(floating) + LINE)
+    cdef floating *rows = <floating *> _aligned(scratch)
+    cdef floating *step = rows + BLOCK * width
+    cdef floating *current = step + width
     if scratch == NULL:
         raise MemoryError
     with nogil:
-        for j in range(n_features + 1):
-            step[j] = velocity[j]
+        for i in range(BLOCK):
+            for j in range(width):
+                rows[i * width + j] = 1 if j == n_features else 0
+        for j in range(width):
+            step[j] = velocity[j] if j < n_columns else 0
+            current[j] = coef[j] if j < n_columns else 0
         for batch in range(_n_blocks(n_rows, batch_size)):
             start = batch * batch_size
             stop = min(start + batch_size, n_rows)
-            rate = <floating> (learning_rate / (stop - start))
+            rate_now = learning_rate
+            if power_t != 0:
+                rate_now /= pow(<double> (n_steps + batch + 1), power_t)
+            rate = <floating> (rate_now / (stop - start))
+            shrink = <floating> (rate_now * alpha)
             for j in range(n_features):
-                step[j] = memory * step[j] - shrink * coef[j]
+                step[j] = memory * step[j] - shrink * current[j]
             step[n_features] *= memory
             loss = 0
             for block in range(_n_blocks(stop - start, BLOCK)):
@@ -1374,32 +1413,44 @@ cpdef void logistic_sgd_epoch(
                 n_points = min(stop - first, <Py_ssize_t> BLOCK)
                 for i in range(n_points):
                     row = permutation[min(first + i + AHEAD, n_rows - 1)]
-                    for j in range(_n_blocks(n_features, LINE // sizeof(floating))):
-                        fastdiv_prefetch(&X[row, j * (LINE // <Py_ssize_t> sizeof(floating))])
-                    fastdiv_prefetch(&y[row])
-                    fastdiv_prefetch(&sample_weight[row])
+                    ahead = <const char *> &X[row, 0]
+                    for line in range(_n_blocks(n_features * sizeof(floating), LINE)):
+                        fastdiv_prefetch_second(ahead + line * LINE)
+                    fastdiv_prefetch_second(&X[row, n_features - 1])
+                    fastdiv_prefetch_second(&y[row])
+                    fastdiv_prefetch_second(&sample_weight[row])
                     row = permutation[first + i]
-                    logit = coef[n_features]
-                    for j in range(n_features):
-                        logit += X[row, j] * coef[j]
-                    logits[i] = logit
+                    _standardised_row(&X[row, 0], n_features, &centre[0], &scale[0], rows + i * width)
                     targets[i] = y[row]
                     weights[i] = sample_weight[row]
                 for i in range(n_points):
-                    losses[i] = weights[i] * (_softplus(logits[i]) - targets[i] * logits[i])
-                    steps[i] = rate * weights[i] * (targets[i] - _sigmoid(logits[i]))
+                    x = rows + i * width
+                    for lane in range(LANES):
+                        partial[lane] = 0
+                    for group in range(width // LANES):
+                        for lane in range(LANES):
+                            partial[lane] += x[group * LANES + lane] * current[group * LANES + lane]
+                    logits[i] = ((partial[0] + partial[4]) + (partial[1] + partial[5])) + (
+                        (partial[2] + partial[6]) + (partial[3] + partial[7])
+                    )
+                for i in range(n_points):
+                    losses[i] = weights[i] * (_softplus_slope(logits[i], &slope) - targets[i] * logits[i])
+                    steps[i] = rate * weights[i] * (targets[i] - slope)
                 for i in range(n_points):
                     loss += losses[i]
                 for i in range(n_points):
-                    row = permutation[first + i]
-                    for j in range(n_features):
-                        step[j] += steps[i] * X[row, j]
-                    step[n_features] += steps[i]
-            for j in range(n_features + 1):
-                coef[j] += step[j]
+                    x = rows + i * width
+                    for j in range(width):
+                        step[j] += steps[i] * x[j]
+            for j in range(width):
+                current[j] += step[j]
+            if has_sum:
+                for j in range(n_columns):
+                    coef_sum[j] += current[j]
             _two_sum(&total, &compensation, loss)
-        for j in range(n_features + 1):
+        for j in range(n_columns):
             velocity[j] = step[j]
+            coef[j] = current[j]
         free(scratch)
         out[0] = total + compensation
 

@@ -960,19 +960,38 @@ def neighbor_distances(points, x, k, out, following):
 
 @_kernel
 def logistic_sgd_epoch(
-    X, y, sample_weight, permutation, batch_size, learning_rate, momentum, alpha, coef, velocity, out
+    X,
+    centre,
+    scale,
+    y,
+    sample_weight,
+    permutation,
+    batch_size,
+    learning_rate,
+    power_t,
+    momentum,
+    alpha,
+    n_steps,
+    coef,
+    velocity,
+    coef_sum,
+    out,
 ):
     n_rows = len(permutation)
     n_features = X.shape[1]
     number = X.dtype.type
+    rows = np.empty((BLOCK, n_features), X.dtype)
     logits, targets, weights = np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype)
     losses, steps = np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype)
     total = compensation = 0.0
     for start in range(0, n_rows, batch_size):
         stop = min(start + batch_size, n_rows)
-        rate = number(learning_rate / (stop - start))
+        rate_now = learning_rate
+        if power_t != 0:
+            rate_now /= np.float64(n_steps + start // batch_size + 1) ** power_t
+        rate = number(rate_now / (stop - start))
         for j in range(n_features):
-            velocity[j] = number(momentum) * velocity[j] - number(learning_rate * alpha) * coef[j]
+            velocity[j] = number(momentum) * velocity[j] - number(rate_now * alpha) * coef[j]
         velocity[n_features] *= number(momentum)
         loss = 0.0
         for first in range(start, stop, BLOCK):
@@ -982,7 +1001,8 @@ def logistic_sgd_epoch(
                 row = permutation[first + i]
                 logit = coef[n_features]
                 for j in range(n_features):
-                    logit += X[row, j] * coef[j]
+                    rows[i, j] = (X[row, j] - centre[j]) * scale[j]
+                    logit += rows[i, j] * coef[j]
                 logits[i] = logit
                 targets[i] = y[row]
                 weights[i] = sample_weight[row]
@@ -993,13 +1013,14 @@ def logistic_sgd_epoch(
                 losses[i] = weights[i] * (hinge + number(_log1p(odds)) - targets[i] * logits[i])
                 steps[i] = rate * weights[i] * (targets[i] - probability)
             for i in range(n_points):
-                row = permutation[first + i]
                 loss += losses[i]
                 for j in range(n_features):
-                    velocity[j] += steps[i] * X[row, j]
+                    velocity[j] += steps[i] * rows[i, j]
                 velocity[n_features] += steps[i]
         for j in range(n_features + 1):
             coef[j] += velocity[j]
+        for j in range(len(coef_sum)):
+            coef_sum[j] += coef[j]
         total, compensation = _two_sum(total, compensation, loss)
     out[0] = total + compensation
 

@@ -195,24 +195,44 @@ def neighbor_distances(points, x, k, out, following):
 
 @_quiet
 def logistic_sgd_epoch(
-    X, y, sample_weight, permutation, batch_size, learning_rate, momentum, alpha, coef, velocity, out
+    X,
+    centre,
+    scale,
+    y,
+    sample_weight,
+    permutation,
+    batch_size,
+    learning_rate,
+    power_t,
+    momentum,
+    alpha,
+    n_steps,
+    coef,
+    velocity,
+    coef_sum,
+    out,
 ):
     """Make one pass of momentum descent over the rows in `permutation`, a mini-batch a step.
 
-    The target y is 0 or 1; `coef` and `velocity`, both (d + 1,) with the intercept last, are updated in place, and
-    `out` gets the sum of the weighted losses. The penalty alpha/2 |coef|^2 spares the intercept.
+    The features are taken less `centre` and times `scale`. The target y is 0 or 1. The rate of step t, of which
+    `n_steps` were made before, is learning_rate / t^power_t. `coef` and `velocity`, both (d + 1,) with the intercept
+    last, are updated in place; `coef_sum`, if it is not empty, gets the coefficients after each step added, and `out`
+    the sum of the weighted losses. The penalty alpha/2 |coef|^2 spares the intercept.
     """
     loss = 0.0
-    for start in range(0, len(permutation), batch_size):
+    for step, start in enumerate(range(0, len(permutation), batch_size), n_steps + 1):
         batch = permutation[start : start + batch_size]
-        features, target, weight = X[batch], y[batch], sample_weight[batch]
+        features, target, weight = (X[batch] - centre) * scale, y[batch], sample_weight[batch]
         logit = features @ coef[:-1] + coef[-1]
         loss += np.sum(weight * (np.logaddexp(0, logit) - target * logit), dtype=np.float64)
         residual = weight * (target - expit(logit))
+        rate = learning_rate / step**power_t
         velocity *= momentum
-        velocity[:-1] += learning_rate * (features.T @ residual / len(batch) - alpha * coef[:-1])
-        velocity[-1] += learning_rate * np.mean(residual)
+        velocity[:-1] += rate * (features.T @ residual / len(batch) - alpha * coef[:-1])
+        velocity[-1] += rate * np.mean(residual)
         coef += velocity
+        if coef_sum.size:
+            coef_sum += coef
     out[0] = loss
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ._arrays import NDArray
 
-__all__ = ["LogisticLoss", "PolynomialTerms", "coefficient_covariance", "lbfgs", "newton_from_few"]
+__all__ = ["LogisticLoss", "PolynomialTerms", "coefficient_covariance", "decrement", "lbfgs", "newton_from_few"]
 
 # Values of the terms at once, and sums at once, whatever the data's size.
 BLOCK_VALUES = 1 << 18
@@ -206,6 +206,11 @@ def _newton_step(hessian, gradient):
             return step
         ridge *= 1000
     return gradient / largest
+
+
+def decrement(at: Derivatives) -> float:
+    """Return the squared Newton decrement, about twice what the loss is above its minimum."""
+    return float(at.gradient @ _newton_step(at.hessian, at.gradient))
 
 
 def newton(

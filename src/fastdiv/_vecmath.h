@@ -402,10 +402,13 @@ FASTDIV_TRIANGLE_PRODUCT(fastdiv_triangle_productf, float)
 FASTDIV_TILE_PRODUCTS(fastdiv_tile_products, double)
 FASTDIV_TILE_PRODUCTS(fastdiv_tile_productsf, float)
 
+/* To the first cache, or to the second, to which more lines can be under way. */
 #if defined(__GNUC__)
 #define fastdiv_prefetch(address) __builtin_prefetch(address)
+#define fastdiv_prefetch_second(address) __builtin_prefetch(address, 0, 2)
 #else
 #define fastdiv_prefetch(address) ((void)(address))
+#define fastdiv_prefetch_second(address) ((void)(address))
 #endif
 
 /* How far this CPU and system go: 0 baseline, 1 AVX2 and FMA, 2 AVX-512 as in Skylake. */

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -11,8 +10,9 @@ from sklearn.utils import check_random_state
 
 from ._arrays import as_count
 from ._backend import kernels, map_blocks
+from ._descent import Passes, RowOrder, generator_of, held_out
 from .estimate import warn_of_accuracy
-from .ratio import GOOD_SLOPE, CalibratedRatioClassifier, calibration_slope
+from .ratio import GOOD_SLOPE, CalibratedRatioClassifier, calibration_slope, uncalibrated
 
 __all__ = ["MLPRatioClassifier"]
 
@@ -75,7 +75,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
     tol, n_iter_no_change : float, int
         As `early_stopping` uses them.
     warm_start : bool
-        Whether `fit` goes on from the weights of the last one, with its standardisation of the features. Give a
+        Whether `fit` goes on from the weights of the last one, with its labels and standardisation. Give a
         `random_state`, or other rows are held out than before.
     verbose : bool
         Whether to show a progress bar with the losses; it needs rich.
@@ -93,13 +93,15 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
     scaler_ : PolynomialTerms
         The standardisation of the features, ``scaler_.transform(X)``.
     calibration_ : LogisticRatioClassifier
-        The logistic regression on the network's output.
+        The logistic regression on the network's output. After `partial_fit`, which does not have all rows, it leaves
+        the output as it is.
     separated_ : bool
-        Whether the log-odds of all the numerator's samples are above those of all the others.
+        Whether the log-odds of all the numerator's samples are above those of all the others. None after
+        `partial_fit`, which cannot know.
     log_prior_ratio_ : float
         log(n_q / n_p), by sample weight.
     loss_curve_ : list of float
-        Mean cross-entropy of the training rows during each pass, in nats.
+        Mean cross-entropy of the training rows during each pass, or call of `partial_fit`, in nats.
     validation_loss_curve_ : list of float
         Mean cross-entropy of the rows held out, after each pass, before the calibration.
     n_iter_ : int
@@ -204,40 +206,66 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
 
     def _fit(self, X, in_p, weight):
         random = check_random_state(self.random_state)
-        held = self._held_out(in_p, random)
+        held = held_out(in_p, self.validation_fraction, random)
         if self.early_stopping and not (held[in_p].any() and held[~in_p].any()):
             raise ValueError(f"early_stopping needs rows of both classes to hold out, got {len(X)} rows")
-        layer_sizes = np.array([X.shape[1], *self.hidden_layer_sizes, 1], dtype=np.intp)
-        goes_on = self.warm_start and hasattr(self, "_params")
-        if goes_on and not np.array_equal(layer_sizes, self._layer_sizes):
-            before = self._layer_sizes.tolist()
-            raise ValueError(f"warm_start needs the layers of the last fit, {before}, got {layer_sizes.tolist()}")
-        scaler = self.scaler_ if goes_on else self._standardised(X[~held], weight[~held], degree=1)
+        if self.warm_start and hasattr(self, "_params"):
+            self._check_layers("warm_start", X)
+        else:
+            self._begin(X[~held], weight[~held], random)
         self._check_finite(X)
-        params = self._params.copy() if goes_on else _first_params(layer_sizes, random).astype(X.dtype)
-        features = scaler.transform(X).astype(params.dtype, copy=False)
+        features = self.scaler_.transform(X).astype(self._params.dtype, copy=False)
         training, validation = (
-            tuple(part[rows].astype(params.dtype, copy=False) for part in (features, in_p, weight))
+            tuple(part[rows].astype(features.dtype, copy=False) for part in (features, in_p, weight))
             for rows in (~held, held)
         )
-        generator = np.random.default_rng(random.randint(1 << 32, size=4, dtype=np.uint32))
-        self._layer_sizes = layer_sizes
-        self._params = self._train(params, training, validation, generator)
-        self.scaler_, self.n_iter_ = scaler, len(self.loss_curve_)
-        layers = np.split(self._params.copy(), np.cumsum(layer_sizes[1:] * (layer_sizes[:-1] + 1))[:-1])
-        layers = [layer.reshape(-1, n_in + 1) for layer, n_in in zip(layers, layer_sizes, strict=False)]
-        self.coefs_, self.intercepts_ = [layer[:, :-1].T for layer in layers], [layer[:, -1] for layer in layers]
+        self._reset(self._params)
+        self._train(training, validation, generator_of(random))
+        self._set_layers()
         output = self._network(features, self._params)
         self._calibrate(output, in_p, weight)
         self._check_held_out(output, in_p, weight, held)
 
-    def _held_out(self, in_p, random):
-        """Choose the rows of the validation, the same share of each class."""
-        held = np.zeros(len(in_p), dtype=bool)
-        for rows in (np.flatnonzero(~in_p), np.flatnonzero(in_p)):
-            n_held = min(round(self.validation_fraction * len(rows)), len(rows) - 1)
-            held[random.permutation(rows)[:n_held]] = True
-        return held
+    def _go_on(self, X, in_p, weight):
+        random = check_random_state(self.random_state)
+        if hasattr(self, "_params"):
+            self._check_layers("partial_fit", X)
+        else:
+            self._begin(X, weight, random)
+            self._reset(self._params)
+            self.loss_curve_ = []
+        features = self.scaler_.transform(X)
+        rows = tuple(part.astype(self._params.dtype, copy=False) for part in (features, in_p, weight))
+        self._params, self._moments = self._params.copy(), self._moments.copy()
+        order = RowOrder(np.arange(len(X)), self.batch_size, generator_of(random))
+        loss = self._epoch(*rows, order) / float(weight.sum(dtype=np.float64))
+        self.loss_curve_, self.validation_loss_curve_ = [*self.loss_curve_, loss], []
+        self._set_layers()
+        self.calibration_, self.separated_, self._held_out_slope = uncalibrated(self._params.dtype), None, math.nan
+
+    def _sizes(self, X):
+        return np.array([X.shape[1], *self.hidden_layer_sizes, 1], dtype=np.intp)
+
+    def _check_layers(self, name, X):
+        last, wanted = self._layer_sizes.tolist(), self._sizes(X).tolist()
+        if last != wanted:
+            raise ValueError(f"{name} needs the layers of the last fit, {last}, got {wanted}")
+
+    def _begin(self, X, weight, random):
+        self._layer_sizes = self._sizes(X)
+        self.scaler_ = self._standardised(X, weight, degree=1)
+        self._params = _first_params(self._layer_sizes, random).astype(X.dtype)
+
+    def _reset(self, params):
+        """Take parameters, with no steps made yet."""
+        self._params, self._moments, self._n_steps = params.copy(), np.zeros((2, params.size), dtype=params.dtype), 0
+
+    def _set_layers(self):
+        self.n_iter_ = len(self.loss_curve_)
+        sizes = self._layer_sizes
+        layers = np.split(self._params.copy(), np.cumsum(sizes[1:] * (sizes[:-1] + 1))[:-1])
+        layers = [layer.reshape(-1, n_in + 1) for layer, n_in in zip(layers, sizes, strict=False)]
+        self.coefs_, self.intercepts_ = [layer[:, :-1].T for layer in layers], [layer[:, -1] for layer in layers]
 
     def _check_held_out(self, output, in_p, weight, held):
         """Tell a network that is overconfident where it was not trained."""
@@ -253,52 +281,39 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
     def _diagnostics(self):
         return super()._diagnostics() | {"held_out_slope": self._held_out_slope}
 
-    def _train(self, params, training, validation, generator):
-        """Return the parameters that the passes, or the best of them, lead to; set the loss curves."""
+    def _train(self, training, validation, generator):
+        """Bring the parameters to where the passes, or the best of them, lead; set the loss curves."""
         masses = [weight.sum(dtype=np.float64) for *_, weight in (training, validation)]
-        state = params, *np.zeros((2, params.size), dtype=params.dtype)
-        self.loss_curve_, self.validation_loss_curve_ = [], []
-        best = reference = math.inf
-        best_params, n_worse = None, 0
-        with self._progress() as advance:
-            for _ in range(self.max_iter):
-                self.loss_curve_.append(self._epoch(*training, state, generator) / masses[0])
-                if masses[1]:
-                    self.validation_loss_curve_.append(self._loss(*validation, params) / masses[1])
-                advance()
-                if not self.early_stopping:
-                    continue
-                loss = self.validation_loss_curve_[-1]
-                if loss < best:
-                    best, best_params = loss, params.copy()
-                n_worse = 0 if loss < reference - self.tol else n_worse + 1
-                reference = loss if n_worse == 0 else reference
-                if n_worse >= self.n_iter_no_change:
-                    break
+        order = RowOrder(np.arange(len(training[0])), self.batch_size, generator)
+        passes = Passes(self.max_iter, self.tol, self.n_iter_no_change, self.early_stopping, self.verbose)
+        passes.run(
+            lambda: self._epoch(*training, order) / masses[0],
+            lambda: self._params,
+            (lambda: self._loss(*validation, self._params) / masses[1]) if masses[1] else None,
+            lambda: self.early_stopping,
+        )
+        self.loss_curve_, self.validation_loss_curve_ = passes.losses, passes.held_out_losses
         if len(self.loss_curve_) > 1 and self.loss_curve_[-1] > 2 * math.log(2):
             # A network that knows nothing has log 2.
             raise self._divergence()
-        return params if best_params is None else best_params
+        if passes.best is not None:
+            self._reset(passes.best)
 
     def _divergence(self):
         return ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
 
-    def _epoch(self, X, y, weight, state, generator):
+    def _epoch(self, X, y, weight, order):
         """Make one pass over the rows and return the sum of the losses during it."""
         epoch = kernels(self.backend).mlp_epoch
         momentum, decay = (self.beta_1, self.beta_2) if self.solver == "adam" else (self.momentum, self.rho)
-        permutation = generator.permutation(len(X)).astype(np.intp, copy=False)
-        batch_size = min(int(self.batch_size), len(X))
-        chunk = batch_size * max(CHUNK_PRODUCTS // (state[0].size * batch_size), 1)
-        n_steps = len(self.loss_curve_) * -(-len(X) // batch_size)
         loss, out = 0.0, np.empty(1)
-        for start in range(0, len(X), chunk):
+        for rows in order.chunks(max(CHUNK_PRODUCTS // (self._params.size * order.batch_size), 1)):
             epoch(
                 X,
                 y,
                 weight,
-                permutation[start : start + chunk],
-                batch_size,
+                rows,
+                order.batch_size,
                 self._layer_sizes,
                 ACTIVATIONS.index(self.activation),
                 SOLVERS.index(self.solver),
@@ -307,10 +322,12 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
                 decay,
                 self.epsilon,
                 self.alpha,
-                n_steps + start // batch_size,
-                *state,
+                self._n_steps,
+                self._params,
+                *self._moments,
                 out,
             )
+            self._n_steps += -(-len(rows) // order.batch_size)
             loss += float(out[0])
         if not math.isfinite(loss):
             raise self._divergence()
@@ -335,24 +352,3 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
 
     def _output(self, X):
         return self._network(self.scaler_.transform(X), self._params)
-
-    @contextmanager
-    def _progress(self):
-        """Give a function that shows the losses after each pass."""
-        if not self.verbose:
-            yield lambda: None
-            return
-        try:
-            from rich.progress import MofNCompleteColumn, Progress
-        except ImportError:
-            raise ImportError("verbose needs rich: pip install 'fastdiv[cli]'") from None
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
-            task = progress.add_task("", total=self.max_iter)
-
-            def advance():
-                losses = f"loss {self.loss_curve_[-1]:.4f}"
-                if self.validation_loss_curve_:
-                    losses += f", held out {self.validation_loss_curve_[-1]:.4f}"
-                progress.update(task, advance=1, description=losses)
-
-            yield advance

@@ -12,8 +12,9 @@ import numpy as np
 from scipy.special import expit, logit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import cross_val_predict
-from sklearn.utils import assert_all_finite, check_random_state
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils import assert_all_finite, check_random_state, compute_class_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets, type_of_target
 from sklearn.utils.validation import (
     _check_sample_weight,
     _get_feature_names,
@@ -26,7 +27,8 @@ from sklearn.utils.validation import (
 
 from ._arrays import as_count
 from ._backend import kernels
-from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
+from ._descent import LogisticDescent, Passes, RowOrder, generator_of, held_out
+from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, decrement, lbfgs, newton, newton_from_few
 from .estimate import AccuracyWarning, warn_of_accuracy
 from .functionals import FEW_ROWS, effective_sample_size, estimate_of, functionals, kl_bounds, warn_of_few
 
@@ -40,16 +42,20 @@ __all__ = ["CalibratedRatioClassifier", "LogisticRatioClassifier", "RatioClassif
 
 FLOATS = (np.float64, np.float32)
 SOLVERS = ("newton", "lbfgs", "sgd")
-# Values of X, and steps, between two looks at Ctrl-C: a few hundredths of a second, and with NumPy a few tenths.
-CHUNK_VALUES = 1 << 22
-CHUNK_STEPS = 1 << 12
-# After PATIENCE epochs in a row that do not lower the loss by tol the learning rate is multiplied by DECAY, until it
-# is MIN_RATE of the first one.
-PATIENCE = 3
+SCHEDULES = ("adaptive", "constant", "invscaling")
+# An adaptive learning rate is multiplied by DECAY until it is MIN_RATE of the first one.
 DECAY = 0.2
 MIN_RATE = 1e-4
 # Below this slope of the labels in the log-odds of rows held out, or over its inverse, a classifier is ill calibrated.
 GOOD_SLOPE = 0.8
+
+
+def _learns_in_parts(estimator):
+    """Tell a solver that takes mini-batches."""
+    solver = getattr(estimator, "solver", None)
+    if solver not in ("sgd", "rmsprop", "adam"):
+        raise AttributeError(f"partial_fit needs a solver that takes mini-batches, got solver={solver!r}")
+    return True
 
 
 class RatioClassifier(ClassifierMixin, BaseEstimator):
@@ -95,31 +101,126 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
             If a parameter is out of range, the labels are not two, or the fit diverges.
         """
         self._check_parameters()
+        with self._whole():
+            self._fit_labelled(X, y, sample_weight)
+        return self
+
+    @contextmanager
+    def _whole(self):
+        """Leave the last fit whole where this one fails."""
         before = vars(self).copy()
         try:
-            self._fit_labelled(X, y, sample_weight)
+            yield
         except BaseException:
-            # A fit that fails leaves the last one whole.
             vars(self).clear()
             vars(self).update(before)
             raise
+
+    @available_if(_learns_in_parts)
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Make one pass over some rows, from where the last fit or call left off.
+
+        The features keep the standardisation, and the weights the unit, of the rows of the first call. The prior
+        correction is by all rows so far; it is NaN until both classes have come. What the earlier rows would say of
+        the coefficients is not known any more: standard errors are inf, and `separated_` is None.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Samples, of both distributions or of one.
+        y : array_like, shape (n,)
+            Labels among `classes`; the larger one marks the numerator's samples.
+        classes : array_like, shape (2,), optional
+            The two labels; the first call needs them.
+        sample_weight : array_like, shape (n,), optional
+            Weights of the samples.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range or has no meaning here (early stopping, balanced classes), the labels are
+            not those of the earlier calls, or the steps diverge.
+        """
+        self._check_parameters()
+        if self.early_stopping:
+            raise ValueError("partial_fit has no rows to hold out: early_stopping must be False, got True")
+        if getattr(self, "class_weight", None) == "balanced":
+            raise ValueError("partial_fit does not know all rows: class_weight must be a dict or None, got 'balanced'")
+        with self._whole():
+            self._fit_part(X, y, classes, sample_weight)
         return self
 
+    def _fit_part(self, X, y, classes, sample_weight):
+        is_first = not hasattr(self, "classes_")
+        X, y = validate_data(self, X, y, dtype=FLOATS, order="C", reset=is_first)
+        check_classification_targets(y)
+        _check_partial_fit_first_call(self, classes)
+        if len(self.classes_) != 2:
+            raise ValueError(f"classes must be two labels, got {self.classes_.tolist()}")
+        if not np.all(np.isin(y, self.classes_)):
+            raise ValueError(f"y must hold labels of {self.classes_.tolist()}, got {np.unique(y).tolist()}")
+        in_p = y == self.classes_[1]
+        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        weight = self._with_class_weight(weight, in_p)
+        masses = np.bincount(in_p, weights=weight, minlength=2)
+        if not masses.sum() > 0:
+            raise ValueError("sample_weight must leave weight, got none")
+        if is_first:
+            self._masses, self._weight_unit = np.zeros(2), masses.sum() / len(X)
+        self._masses = self._masses + masses
+        n_q, n_p = self._masses
+        self.log_prior_ratio_ = math.log(n_q / n_p) if n_q > 0 and n_p > 0 else math.nan
+        kept = weight > 0
+        self._go_on(X[kept], in_p[kept], (weight[kept] / self._weight_unit).astype(X.dtype, copy=False))
+
+    def _with_class_weight(self, weight, in_p):
+        """Multiply weights by those of the classes."""
+        class_weight = getattr(self, "class_weight", None)
+        if class_weight is None:
+            return weight
+        if class_weight == "balanced":
+            masses = np.bincount(in_p, weights=weight, minlength=2)
+            factors = masses.sum() / (2 * np.where(masses > 0, masses, 1))
+        else:
+            factors = compute_class_weight(class_weight, classes=self.classes_, y=self.classes_)
+            if not np.all((factors >= 0) & np.isfinite(factors)):
+                raise ValueError(f"class_weight must be finite and at least 0, got {class_weight!r}")
+        return weight * factors.astype(weight.dtype)[in_p.astype(np.intp)]
+
     def _fit_labelled(self, X, y, sample_weight):
+        last = getattr(self, "classes_", None)
         X, self.classes_, in_p = self._checked_labels(X, y)
-        if sample_weight is None:
+        if getattr(self, "warm_start", False) and last is not None and not np.array_equal(last, self.classes_):
+            raise ValueError(
+                f"warm_start needs the labels of the last fit, {last.tolist()}, got {self.classes_.tolist()}"
+            )
+        if sample_weight is None and getattr(self, "class_weight", None) is None:
             weight = np.ones(len(X), dtype=X.dtype)
             n_p = np.count_nonzero(in_p)
             n_q = len(X) - n_p
+            self._weight_unit = 1.0
         else:
             weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+            weight = self._with_class_weight(weight, in_p)
             n_q, n_p = np.bincount(in_p, weights=weight)
             if not (n_p > 0 and n_q > 0):
                 raise ValueError(f"sample_weight must leave weight in each class, got {n_q} and {n_p}")
             self._check_finite(X)
             if not np.all(weight > 0):
                 X, in_p, weight = X[weight > 0], in_p[weight > 0], weight[weight > 0]
-            weight = (weight * (len(weight) / weight.sum(dtype=np.float64))).astype(X.dtype)
+            self._weight_unit = weight.sum(dtype=np.float64) / len(weight)
+            weight = (weight / self._weight_unit).astype(X.dtype)
+        self._masses = np.array([n_q, n_p], dtype=np.float64)
         self.log_prior_ratio_ = math.log(n_q / n_p)
         self._fit(X, in_p, weight)
 
@@ -425,8 +526,8 @@ class LogisticRatioClassifier(RatioClassifier):
 
     The fit minimises the mean cross-entropy plus alpha/2 times the squared coefficients. "newton" takes Newton steps,
     which are halved until the loss falls; many rows start from the optimum of one in 16. "lbfgs" is SciPy's L-BFGS-B,
-    for terms in such number that their Hessian costs too much. "sgd" is mini-batch gradient descent with momentum,
-    whose learning rate falls to a fifth when the loss stops falling.
+    for terms in such number that their Hessian costs too much. "sgd" is mini-batch gradient descent with momentum; its
+    parameters are named as in scikit-learn's `SGDClassifier`.
 
     Parameters
     ----------
@@ -438,18 +539,42 @@ class LogisticRatioClassifier(RatioClassifier):
         Strength of the L2 penalty; the intercept is free.
     learning_rate : float
         Step size of "sgd" at the start.
+    schedule : {"adaptive", "constant", "invscaling"}
+        How the step size of "sgd" goes on: a fifth of it each time that the loss has settled, until it is 1e-4 of the
+        first; the same; or over the number of the step to the power `power_t`. The last two stop where the loss has
+        settled.
+    power_t : float
+        The power of "invscaling".
     momentum : float
         Share of the last step of "sgd" in the next, at least 0 and under 1.
+    average : bool or int
+        Whether the coefficients are the mean over the steps of "sgd", or as a number, over those from the one on that
+        brings the rows seen to it (Polyak & Juditsky 1992).
     batch_size : int
         Rows in a step of "sgd".
+    shuffle : bool
+        Whether "sgd" takes the rows in another order at each pass, or as they come.
     max_iter : int
         Most steps of "newton" or "lbfgs", passes over the data of "sgd".
     tol : float
         When the fit has converged. "newton": a step foretells a decrease of the loss of at most tol/2, which leaves
-        about its square. "lbfgs": no derivative of the loss is beyond tol. "sgd": a pass that lowers the loss by less
-        counts as no progress.
+        about its square. "lbfgs": no derivative of the loss is beyond tol. "sgd": see `n_iter_no_change`.
+    n_iter_no_change : int
+        The loss of "sgd" has settled once it has not fallen by `tol` in so many passes.
+    early_stopping : bool
+        Whether "sgd" holds out rows, watches their loss, and returns to the best coefficients by it.
+    validation_fraction : float
+        Share of each class that `early_stopping` holds out. It has no part in the coefficients, their covariance and
+        the prior correction.
+    class_weight : dict, "balanced" or None
+        Weights of the labels, which multiply those of the rows; "balanced" gives both classes the same. The log-odds
+        of `decision_function` move with them, the log-ratio does not.
+    warm_start : bool
+        Whether `fit` starts from the coefficients of the last one, with its terms.
+    verbose : bool
+        Whether "sgd" shows a progress bar with the losses; it needs rich.
     random_state : int, RandomState or None
-        Orders the rows of each pass of "sgd"; the others do without chance.
+        Orders the rows of each pass of "sgd" and chooses those held out; the others do without chance.
     backend : str or None
         The kernel set, as in `use_backend`.
 
@@ -462,7 +587,7 @@ class LogisticRatioClassifier(RatioClassifier):
     intercept_ : ndarray, shape (1,)
         Intercept.
     coef_covariance_ : ndarray, shape (n_terms + 1, n_terms + 1)
-        Sandwich covariance of the coefficients and the intercept.
+        Sandwich covariance of the coefficients and the intercept; NaN after `partial_fit`.
     terms_ : PolynomialTerms
         The transformation of X into terms, ``terms_.transform(X)``: the features less their means over their standard
         deviations, the products of up to `degree` of them in scikit-learn's order, and those standardised in turn.
@@ -470,24 +595,29 @@ class LogisticRatioClassifier(RatioClassifier):
         log(n_q / n_p), by sample weight.
     loss_curve_ : list of float
         Mean cross-entropy, in nats: before each step of "newton", after each step of "lbfgs", during each pass of
-        "sgd".
+        "sgd", of each call of `partial_fit`.
+    validation_loss_curve_ : list of float
+        Mean cross-entropy of the rows that `early_stopping` holds out, after each pass.
     n_iter_ : int
         Steps or passes made.
     converged_, separated_ : bool
         Whether the loss has settled within `max_iter` of them, and whether the log-odds of all the numerator's samples
-        are above those of all the others.
+        are above those of all the others. After `partial_fit` False and None: it cannot know.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
     Warns
     -----
     AccuracyWarning
-        If `max_iter` was not enough, or the classifier separates the samples: then the ratio is unbounded, and only
-        the penalty keeps the estimate finite.
+        If `max_iter` was not enough, the steps of "sgd" scatter the coefficients by more than the covariance holds, or
+        the classifier separates the samples: then the ratio is unbounded, and only the penalty keeps the estimate
+        finite.
 
     References
     ----------
     Sugiyama, Suzuki & Kanamori, "Density Ratio Estimation in Machine Learning" (2012), chapter 4.
+
+    Polyak & Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
     Boyd & Vandenberghe, "Convex Optimization" (2004), section 9.5.
 
@@ -509,10 +639,20 @@ class LogisticRatioClassifier(RatioClassifier):
         *,
         alpha: float = 1e-6,
         learning_rate: float = 0.05,
+        schedule: str = "adaptive",
+        power_t: float = 0.5,
         momentum: float = 0.9,
+        average: bool | int = False,
         batch_size: int = 32,
+        shuffle: bool = True,
         max_iter: int = 1000,
         tol: float = 1e-5,
+        n_iter_no_change: int = 5,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        class_weight: dict | str | None = None,
+        warm_start: bool = False,
+        verbose: bool = False,
         random_state: int | np.random.RandomState | None = None,
         backend: str | None = None,
     ) -> None:
@@ -520,30 +660,54 @@ class LogisticRatioClassifier(RatioClassifier):
         self.solver = solver
         self.alpha = alpha
         self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.power_t = power_t
         self.momentum = momentum
+        self.average = average
         self.batch_size = batch_size
+        self.shuffle = shuffle
         self.max_iter = max_iter
         self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.verbose = verbose
         self.random_state = random_state
         self.backend = backend
 
     def _check_parameters(self):
         as_count(self.degree, "degree", 1)
-        as_count(self.batch_size, "batch_size", 1)
-        as_count(self.max_iter, "max_iter", 1)
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(map(repr, SOLVERS))}, got {self.solver!r}")
+        for name in ("batch_size", "max_iter", "n_iter_no_change"):
+            as_count(getattr(self, name), name, 1)
+        as_count(self.average, "average", 0)
+        for name, choices in (("solver", SOLVERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                wanted = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {wanted}, got {getattr(self, name)!r}")
+        weights = self.class_weight
+        if not (weights is None or isinstance(weights, dict) or (isinstance(weights, str) and weights == "balanced")):
+            raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {weights!r}")
         self._check_numbers(
             alpha=("at least 0", lambda alpha: alpha >= 0),
             learning_rate=("positive", lambda rate: rate > 0),
+            power_t=("at least 0", lambda power: power >= 0),
             momentum=("at least 0 and under 1", lambda momentum: 0 <= momentum < 1),
             tol=("at least 0", lambda tol: tol >= 0),
+            validation_fraction=("above 0 and under 1", lambda share: 0 < share < 1),
         )
 
     def _fit(self, X, in_p, weight):
-        self.terms_ = self._standardised(X, weight, self.degree)
+        start = None
+        if self.warm_start and hasattr(self, "coef_"):
+            X, weight, start = self._last_fit("warm_start", X, weight)
+        else:
+            self.terms_ = self._standardised(X, weight, self.degree)
         loss = LogisticLoss(kernels(self.backend), self.terms_, X, in_p.astype(X.dtype), weight, self.alpha)
-        coef, at = self._minimise(loss)
+        random = check_random_state(self.random_state)
+        loss, validation = self._training(loss, random)
+        coef, at = self._minimise(loss, start, validation, random)
         self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
         self.coef_covariance_, self.separated_ = coefficient_covariance(loss, at), at.is_separated
         if self.separated_:
@@ -552,67 +716,135 @@ class LogisticRatioClassifier(RatioClassifier):
                 f"the penalty alpha={self.alpha} keeps the estimate finite"
             )
 
-    def _minimise(self, loss):
-        """Set loss_curve_, n_iter_ and converged_, and return the coefficients and the derivatives there."""
-        coef = np.zeros(loss.n_coefficients)
-        coef[-1] = -self.log_prior_ratio_
-        if self.solver == "sgd":
-            coef, at = self._descend(loss.terms.transform(loss.X), loss.y, loss.weight), None
+    def _last_fit(self, name, X, weight):
+        """Return the data in the dtype of the last fit, and its coefficients."""
+        last, wanted = (self.terms_.degree, len(self.terms_.centre)), (self.degree, self._n_terms(X))
+        if last != wanted:
+            raise ValueError(f"{name} needs the degree and the number of terms of the last fit, {last}, got {wanted}")
+        dtype = self.coef_.dtype
+        X, weight = X.astype(dtype, copy=False), weight.astype(dtype, copy=False)
+        self._check_finite(X)
+        return X, weight, np.append(self.coef_, self.intercept_)
+
+    def _n_terms(self, X):
+        return math.comb(X.shape[1] + self.degree, self.degree) - 1
+
+    def _training(self, loss, random):
+        """Return the losses of the rows that are fitted and of those held out, or None."""
+        if not (self.solver == "sgd" and self.early_stopping):
+            return loss, None
+        in_p = loss.y == 1
+        held = held_out(in_p, self.validation_fraction, random)
+        if not (held[in_p].any() and held[~in_p].any()):
+            raise ValueError(f"early_stopping needs rows of both classes to hold out, got {len(held)} rows")
+        validation = loss.subset(np.flatnonzero(held))
+        loss = LogisticLoss(loss.kernels, loss.terms, loss.X, loss.y, np.where(held, 0, loss.weight), loss.alpha)
+        n_q, n_p = np.bincount(in_p, weights=loss.weight)
+        self._masses, self.log_prior_ratio_ = np.array([n_q, n_p]) * self._weight_unit, math.log(n_q / n_p)
+        return loss, validation
+
+    def _minimise(self, loss, start, validation, random):
+        """Set the loss curves, n_iter_ and converged_, and return the coefficients and the derivatives there."""
+        solve = {"newton": newton_from_few, "lbfgs": lbfgs}.get(self.solver)
+        if self.solver == "newton" and start is not None:
+            solve = newton
+        if start is None:
+            start = np.zeros(loss.n_coefficients)
+            start[-1] = -self.log_prior_ratio_ if solve else 0
+        self.validation_loss_curve_, self._descent = [], None
+        if solve:
+            coef, self.loss_curve_, self.converged_, at = solve(loss, start, self.max_iter, self.tol)
         else:
-            minimise = newton_from_few if self.solver == "newton" else lbfgs
-            coef, self.loss_curve_, self.converged_, at = minimise(loss, coef, self.max_iter, self.tol)
+            coef, at = self._descend(loss, start, validation, random), None
         if at is None or not at.squares.size:
             at = loss(coef, with_scores=True)
         self.n_iter_ = len(self.loss_curve_)
         if not self.converged_:
-            unit = "passes" if self.solver == "sgd" else "steps"
+            unit = "steps" if solve else "passes"
+            value = at.value - loss.penalty(coef)
+            warn_of_accuracy(f"no convergence in max_iter={self.max_iter} {unit}; the loss is {value:.6g}")
+        elif not (solve or self.early_stopping or at.is_separated) and decrement(at) * loss.mass > len(coef):
+            # The samples' own chance makes it so large.
             warn_of_accuracy(
-                f"no convergence in max_iter={self.max_iter} {unit}; the loss is {self.loss_curve_[-1]:.6g}"
+                "the last steps have left the coefficients farther from the optimum than the standard errors hold: "
+                "use average or another schedule"
             )
         return coef, at
 
-    def _descend(self, terms, target, weight):
-        """Run epochs until the learning rate has decayed; set loss_curve_ and converged_, return the coefficients."""
-        epoch = kernels(self.backend).logistic_sgd_epoch
-        random = check_random_state(self.random_state)
-        coef, velocity = np.zeros((2, terms.shape[1] + 1), dtype=terms.dtype)
-        batch_size = min(int(self.batch_size), len(terms))
-        chunk = batch_size * min(max(CHUNK_VALUES // (terms.shape[1] * batch_size), 1), CHUNK_STEPS)
-        rate, best, stalled = self.learning_rate, math.inf, 0
-        self.loss_curve_ = []
-        out = np.empty(1)
-        while rate > MIN_RATE * self.learning_rate and len(self.loss_curve_) < self.max_iter:
-            permutation = random.permutation(len(terms)).astype(np.intp, copy=False)
-            loss = 0.0
-            for start in range(0, len(permutation), chunk):
-                rows = permutation[start : start + chunk]
-                epoch(
-                    terms,
-                    target,
-                    weight,
-                    rows,
-                    batch_size,
-                    rate,
-                    self.momentum,
-                    self.alpha,
-                    coef,
-                    velocity,
-                    out,
-                )
-                loss += out[0]
-            loss /= len(terms)
-            if not (math.isfinite(loss) and np.all(np.isfinite(coef))):
-                raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
-            self.loss_curve_.append(loss)
-            stalled = stalled + 1 if loss > best - self.tol else 0
-            best = min(best, loss)
-            if stalled >= PATIENCE:
-                rate, stalled = rate * DECAY, 0
-        if loss > 2 * math.log(2):
+    def _descend(self, loss, start, validation, random):
+        """Make passes until the loss has settled; set the curves and converged_, return the coefficients."""
+        passes = Passes(self.max_iter, self.tol, self.n_iter_no_change, self.early_stopping, self.verbose)
+        self._descent = descent = LogisticDescent(start.astype(loss.X.dtype))
+        self._rate, self.converged_ = self.learning_rate, False
+        rows = np.arange(len(loss.X), dtype=np.int32 if len(loss.X) < 1 << 31 else np.intp)
+        if validation is not None:
+            rows = rows[loss.weight > 0]
+        order = RowOrder(rows, self.batch_size, generator_of(random) if self.shuffle else None)
+
+        def one_pass():
+            return self._pass(descent, loss.X, loss.y, loss.weight, order) / loss.mass
+
+        def held_out_loss():
+            coef = descent.found()
+            return validation(coef, with_hessian=False).value - validation.penalty(coef)
+
+        passes.run(one_pass, descent.found, None if validation is None else held_out_loss, self._slow_down)
+        self.loss_curve_, self.validation_loss_curve_ = passes.losses, passes.held_out_losses
+        if self.loss_curve_[-1] > 2 * math.log(2):
             # With all coefficients zero it is log 2.
-            raise ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
-        self.converged_ = rate <= MIN_RATE * self.learning_rate
-        return coef.astype(np.float64, copy=False)
+            raise self._divergence()
+        if passes.best is None:
+            return descent.found()
+        # What comes next starts from there.
+        self._descent = None
+        return passes.best
+
+    def _slow_down(self):
+        """Lower the learning rate, and tell whether it has come to its end."""
+        if self.schedule == "adaptive":
+            self._rate *= DECAY
+        self.converged_ = self.schedule != "adaptive" or self._rate <= MIN_RATE * self.learning_rate
+        return self.converged_
+
+    def _pass(self, descent, X, y, weight, order):
+        """Make one pass of a descent and return the sum of the losses."""
+        loss = descent.run(
+            kernels(self.backend).logistic_sgd_epoch,
+            self.terms_,
+            X,
+            y,
+            weight,
+            order,
+            learning_rate=self._rate,
+            power_t=float(self.power_t) if self.schedule == "invscaling" else 0.0,
+            momentum=self.momentum,
+            alpha=self.alpha,
+            average=int(self.average),
+        )
+        if not (math.isfinite(loss) and np.all(np.isfinite(descent.coef))):
+            raise self._divergence()
+        return loss
+
+    def _divergence(self):
+        return ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
+
+    def _go_on(self, X, in_p, weight):
+        if hasattr(self, "coef_"):
+            X, weight, start = self._last_fit("partial_fit", X, weight)
+        else:
+            self.terms_, self.loss_curve_ = self._standardised(X, weight, self.degree), []
+            start = np.zeros(self._n_terms(X) + 1)
+        last = getattr(self, "_descent", None)
+        descent = LogisticDescent(start.astype(X.dtype)) if last is None else last.copy()
+        generator = generator_of(check_random_state(self.random_state)) if self.shuffle else None
+        self._rate = self.learning_rate
+        order = RowOrder(np.arange(len(X)), self.batch_size, generator)
+        loss = self._pass(descent, X, in_p.astype(X.dtype), weight, order)
+        self._descent, coef = descent, descent.found()
+        self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
+        self.coef_covariance_, self.separated_, self.converged_ = np.full((len(coef), len(coef)), np.nan), None, False
+        self.loss_curve_ = [*self.loss_curve_, loss / float(weight.sum(dtype=np.float64))]
+        self.validation_loss_curve_, self.n_iter_ = [], len(self.loss_curve_)
 
     def _terms(self, X):
         return self.terms_.transform(X)
@@ -640,6 +872,15 @@ def calibration_slope(log_odds, in_p, weight, backend):
         return math.nan, math.nan, None
     scale = float(again.terms_.scale[0])
     return scale * float(again.coef_[0, 0]), scale * math.sqrt(again.coef_covariance_[0, 0]), again
+
+
+def uncalibrated(dtype):
+    """Return a logistic regression that leaves its input as it is, and knows nothing of its error."""
+    model = LogisticRatioClassifier()
+    model.terms_ = PolynomialTerms(np.array([[-1], [1]], dtype=dtype), np.ones(2, dtype=dtype), degree=1)
+    model.coef_, model.intercept_ = np.ones((1, 1), dtype=dtype), np.zeros(1, dtype=dtype)
+    model.coef_covariance_ = np.full((2, 2), np.nan)
+    return model
 
 
 class CalibratedRatioClassifier(RatioClassifier):
