@@ -22,6 +22,8 @@ def test_intervals():
     assert (low, high) == pytest.approx((1 - 0.1959963984540054, 1 + 0.1959963984540054), rel=1e-14)
     assert sampled.confidence_interval(0.6826894921370859) == pytest.approx((0.9, 1.1), rel=1e-12)
     assert Estimate(1.0, error=1e-3, method="quadrature").confidence_interval(0.5) == (0.999, 1.001)
+    unknown = Estimate(math.inf, error=math.inf, method="kliep", standard_error=math.inf)
+    assert unknown.confidence_interval() == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize(

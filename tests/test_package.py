@@ -20,7 +20,7 @@ FLOORS = [
     ["_descent"],
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
-    ["networks", "telescoping", "neighbors"],
+    ["networks", "telescoping", "kernel_ratio", "neighbors"],
     ["samples"],
     ["cli"],
     ["__init__", "__main__"],

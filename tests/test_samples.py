@@ -91,9 +91,7 @@ def test_what_is_no_classifier_is_refused():
         RatioFromClassifier(LinearRegression()).fit_samples(*samples(50, 50))
     with pytest.raises(TypeError, match="estimator must be a name or a classifier, got LinearRegression"):
         kl_divergence_from_samples(*samples(50, 50), LinearRegression())
-    with pytest.raises(
-        ValueError, match="estimator must be one of 'logistic', 'mlp', 'knn', or a classifier, got 'for"
-    ):
+    with pytest.raises(ValueError, match=r"estimator must be one of 'logistic', .*, or a classifier, got 'forest'"):
         kl_divergence_from_samples(*samples(50, 50), "forest")
     with pytest.raises(ValueError, match="telescoping must be None for 'knn', which has no log-ratio, got 4"):
         kl_divergence_from_samples(*samples(50, 50), "knn", telescoping=4)

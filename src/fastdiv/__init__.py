@@ -15,6 +15,7 @@ from .montecarlo import running_mean
 from .quadrature import trapezoid_kl, trapezoid_kl_normal
 
 if TYPE_CHECKING:
+    from .kernel_ratio import KLIEPRatio, LeastSquaresRatio
     from .neighbors import knn_kl_divergence
     from .networks import MLPRatioClassifier
     from .ratio import LogisticRatioClassifier, RatioFromClassifier
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AccuracyWarning",
     "Estimate",
+    "KLIEPRatio",
+    "LeastSquaresRatio",
     "LogisticRatioClassifier",
     "MLPRatioClassifier",
     "Mixture",
@@ -55,6 +58,8 @@ __all__ = [
 
 # What needs scikit-learn to be defined; importing fastdiv must not.
 _WITH_SCIKIT_LEARN = {
+    "KLIEPRatio": ".kernel_ratio",
+    "LeastSquaresRatio": ".kernel_ratio",
     "LogisticRatioClassifier": ".ratio",
     "MLPRatioClassifier": ".networks",
     "RatioFromClassifier": ".ratio",

@@ -117,6 +117,8 @@ class Estimate(float):
 
             freedom = self.diagnostics.get("degrees_of_freedom", math.inf)
             margin = float(stdtrit(freedom, (1 + level) / 2)) * self.standard_error
+        if margin == math.inf:
+            return -math.inf, math.inf
         return float(self) - margin, float(self) + margin
 
     def __repr__(self) -> str:

@@ -48,12 +48,12 @@ def kl_bounds(x_p, x_q):
     }
 
 
-def estimate_of(means, standard_error, **diagnostics):
+def estimate_of(means, standard_error, *, method="classifier", **diagnostics):
     """Return an Estimate that is the sum of the means."""
     return Estimate(
         math.fsum(np.mean(values, dtype=np.float64) for values in means.values()),
         error=standard_error,
-        method="classifier",
+        method=method,
         standard_error=standard_error,
         n_evaluations=sum(map(len, means.values())),
         diagnostics=diagnostics | {f"std_{x}": float(np.std(values)) for x, values in means.items()},

@@ -1,4 +1,4 @@
-"""Divergences from samples alone: by a classifier that has not seen the point, or by nearest neighbours."""
+"""Divergences from samples alone, by ratios that have not seen the point or by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold
 from ._arrays import as_count, as_rng
 from .estimate import AccuracyWarning, warn_of_accuracy
 from .functionals import FEW_ROWS, certified_bounds, estimate_of, functionals
+from .kernel_ratio import KernelRatio, KLIEPRatio, LeastSquaresRatio, warn_of_infinity
 from .neighbors import knn_kl_divergence
 from .networks import MLPRatioClassifier
 from .ratio import (
@@ -52,10 +53,11 @@ def divergences_from_samples(
     ----------
     x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
         Samples of p and q.
-    estimator : {"logistic", "mlp", "knn"} or estimator
-        ``LogisticRatioClassifier(degree=2)``, ``MLPRatioClassifier(early_stopping=True)``, a ratio classifier, or any
-        classifier of scikit-learn's, which `RatioFromClassifier` then calibrates; or `knn_kl_divergence`, which is not
-        cross-fitted, knows no JS, and has its own diagnostics and warnings.
+    estimator : {"logistic", "mlp", "ulsif", "rulsif", "kliep", "knn"} or estimator
+        ``LogisticRatioClassifier(degree=2)``, ``MLPRatioClassifier(early_stopping=True)``, ``LeastSquaresRatio()``,
+        ``LeastSquaresRatio(alpha=0.1)``, ``KLIEPRatio()``, another of these classes, or any classifier of
+        scikit-learn's, which `RatioFromClassifier` then calibrates; or `knn_kl_divergence`, which is not cross-fitted,
+        knows no JS, and has its own diagnostics and warnings.
     telescoping : int, optional
         Bridges between samples that are far apart: the estimator in a `TelescopingRatioClassifier`.
     n_splits : int
@@ -104,6 +106,15 @@ def divergences_from_samples(
     smaller, a third is the bias k/2 (1/n_p - 1/n_q) of the mean over the larger, by k coefficients that the smaller
     determines (Akaike 1974).
 
+    For sums of kernels the first part is the spread of the held-out terms, and for a KL, which is off by the log of
+    the ratio's mean under the denominator to first order, that log and its spread. "kl_qp" then comes from a fit with
+    p and q exchanged: one over a sum of kernels is no ratio where the sum vanishes. Of the 95 % intervals
+    for KL(p || q) of N(1, 1) from N(0, 4), and of two unit Gaussians in the plane around 1/2 from two of variance 1.69
+    around 0, with 500 samples of each and 100 seeds, these held the truth: 96 and 97 by uLSIF, 94 and 96 by RuLSIF, 98
+    and 100 by KLIEP. Where the ratio is unbounded, as of two Gaussians of one width, they are wide, the values of
+    uLSIF and KLIEP off by up to a third, and in the plane 34 of 40 by uLSIF held the truth, for JS 32. RuLSIF gives
+    inf where the ratio that it relates to alpha is beyond its bound; see `LeastSquaresRatio`.
+
     A log-ratio that the classifier cannot follow, or has too few samples for, makes the value too low by more than the
     standard error knows: with a network in five dimensions and 500 samples of each, by some two of them.
 
@@ -116,26 +127,44 @@ def divergences_from_samples(
     >>> bool(abs(found["kl_pq"] - 0.443) < 4 * found["kl_pq"].standard_error)
     True
     """
+    return _divergences(x_p, x_q, estimator, telescoping, n_splits, rng, ["kl_pq", "kl_qp"])
+
+
+def _divergences(x_p, x_q, estimator, telescoping, n_splits, rng, directions):
+    """Return the divergences; those of the KL that take an estimate of their own only in the directions asked for."""
     x_p, x_q = checked_samples(x_p, x_q)
     rng = as_rng(rng)
+    samples = {"kl_pq": (x_p, x_q), "kl_qp": (x_q, x_p)}
     if isinstance(estimator, str) and estimator == "knn":
         if telescoping is not None:
             raise ValueError(f"telescoping must be None for 'knn', which has no log-ratio, got {telescoping!r}")
-        return {"kl_pq": knn_kl_divergence(x_p, x_q, rng=rng), "kl_qp": knn_kl_divergence(x_q, x_p, rng=rng)}
-    n_splits = min(as_count(n_splits, "n_splits", 2), len(x_p), len(x_q))
-    if n_splits < 2:
-        raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
-    estimator = _ratio_classifier(estimator)
+        return {name: knn_kl_divergence(*samples[name], rng=rng) for name in directions}
+    estimator = _ratio_estimator(estimator)
     if telescoping is not None:
         estimator = TelescopingRatioClassifier(estimator, as_count(telescoping, "telescoping", 1))
+    n_splits, least = as_count(n_splits, "n_splits", 2), 3 if isinstance(estimator, KernelRatio) else 2
+    if min(len(x_p), len(x_q)) < least:
+        raise ValueError(f"x_p and x_q must have at least {least} rows, got {len(x_p)} and {len(x_q)}")
     _warn_of_samples(x_p, x_q)
+    if not isinstance(estimator, KernelRatio):
+        return _by_classifier(x_p, x_q, *_cross_fitted(x_p, x_q, estimator, n_splits, rng))
+    found = {}
+    for name in directions:
+        part = _by_kernels(*samples[name], *_cross_fitted(*samples[name], estimator, n_splits, rng))
+        found |= {name: part["kl_pq"]} | ({"js": part["js"]} if name == "kl_pq" else {})
+    return found
+
+
+def _cross_fitted(x_p, x_q, estimator, n_splits, rng):
+    """Return a fit, the log-ratios at both samples of fits that have not seen them, and those of the single bridges."""
+    n_splits = min(n_splits, len(x_p), len(x_q))
 
     def fitted(x_p, x_q):
         model = clone(estimator)
         if "random_state" in model.get_params():
             model.set_params(random_state=int(rng.integers(1 << 31)))
         with warnings.catch_warnings():
-            # Told once, with a lower bound, below.
+            # Told once, with a lower bound, by what is made of it.
             warnings.filterwarnings("ignore", "the classifier separates", AccuracyWarning)
             return model.fit_samples(x_p, x_q)
 
@@ -150,7 +179,11 @@ def divergences_from_samples(
         log_ratio_p[held_p], log_ratio_q[held_q] = whole
         of_folds.append(ratios)
     ratios = [[np.concatenate(part) for part in zip(*ratio, strict=True)] for ratio in zip(*of_folds, strict=True)]
-    model = fitted(x_p, x_q)
+    return fitted(x_p, x_q), log_ratio_p, log_ratio_q, ratios
+
+
+def _by_classifier(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios):
+    """Return the divergences by the held-out log-ratios of a classifier, and warn of what is wrong with them."""
     in_sample, n_terms = _in_sample(model, x_p, x_q)
     bounds = certified_bounds(log_ratio_p, log_ratio_q)
     mean_ratio, (slope, shifts) = _checks(ratios)
@@ -169,22 +202,56 @@ def divergences_from_samples(
             mean_ratio=float(mean_ratio),
             calibration_slope=slope,
         )
-    if not _warn_of_size(estimates, len(ratios) * math.log(min(len(x_p), len(x_q)))):
+    largest = max(estimates["kl_pq"], estimates["kl_qp"])
+    known = len(ratios) * math.log(min(len(x_p), len(x_q)))
+    at_least = f"KL(p‖q) and KL(q‖p) are at least {bounds['kl_pq']:.2g} and {bounds['kl_qp']:.2g} nats"
+    if not _warn_of_size(largest, known, model.separated_, at_least):
         _warn_of_fit(estimates, mean_ratio, slope, shifts)
     return estimates
 
 
-def _warn_of_size(estimates, known):
-    """Warn of divergences that the samples cannot tell; return whether there are any."""
-    kl_pq, kl_qp = estimates["kl_pq"], estimates["kl_qp"]
-    bounds = " and ".join(f"{kl.diagnostics['lower_bound']:.2g}" for kl in (kl_pq, kl_qp))
-    at_least = f"with 95 % confidence KL(p‖q) and KL(q‖p) are at least {bounds} nats"
-    if kl_pq.diagnostics["separated"]:
-        warn_of_accuracy(f"the samples are separated: {at_least}, and may be infinite")
-    elif max(kl_pq, kl_qp) > known:
+def _by_kernels(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios):
+    """Return KL(p || q) and JS by the held-out log-ratios of a sum of kernels, and warn of what is wrong with them.
+
+    JS is stationary in the ratio, so a small error of the fit leaves it alone. That of KL(p || q) is by first order
+    the log of the ratio's mean under q, and its noise the spread of the ratio there.
+    """
+    bounds = certified_bounds(log_ratio_p, log_ratio_q)
+    unknown = model.separated_ or warn_of_infinity([log_ratio_p, log_ratio_q]) > 0
+    ratio, mean_ratio, estimates = np.exp(log_ratio_q), _mean_ratio(log_ratio_q), {}
+    with np.errstate(invalid="ignore"):
+        in_sample = functionals(model.log_ratio(x_p), model.log_ratio(x_q))
+        held_out = functionals(log_ratio_p, log_ratio_q)
+        for name in ("kl_pq", "js"):
+            means = held_out[name][0]
+            value = math.fsum(np.mean(part) for part in in_sample[name][0].values())
+            optimism = value - math.fsum(np.mean(part) for part in means.values())
+            parts = [np.std(part) / math.sqrt(len(part)) for part in means.values()]
+            if name == "kl_pq":
+                parts += [np.std(ratio) / np.mean(ratio) / math.sqrt(len(ratio)), np.log(np.mean(ratio))]
+            estimates[name] = estimate_of(
+                means,
+                math.inf if unknown else math.hypot(*parts, optimism),
+                method=model.method,
+                lower_bound=bounds[name],
+                separated=model.separated_,
+                optimism=optimism,
+                mean_ratio=float(mean_ratio),
+            )
+    known, at_least = math.log(min(len(x_p), len(x_q))), f"it is at least {bounds['kl_pq']:.2g} nats"
+    if not (unknown or _warn_of_size(estimates["kl_pq"], known, False, at_least)):
+        _warn_of_mean(mean_ratio)
+    return estimates
+
+
+def _warn_of_size(divergence, known, separated, at_least):
+    """Warn of a divergence that the samples cannot tell; return whether it is one."""
+    if separated:
+        warn_of_accuracy(f"the samples are separated: with 95 % confidence {at_least}, and may be infinite")
+    elif divergence > known:
         warn_of_accuracy(
             f"a divergence beyond log n = {known:.2g} nats is more than samples of this size can tell: "
-            f"the estimate is likely too low; {at_least}"
+            f"the estimate is likely too low; with 95 % confidence {at_least}"
         )
     else:
         return False
@@ -206,10 +273,13 @@ def _warn_of_fit(estimates, mean_ratio, slope, shifts):
             f"by the rows held out the log-ratio should be {slope:.2g} times as large: the classifier is "
             f"{'over' if slope < 1 else 'under'}confident"
         )
-    elif abs(mean_ratio - 1) > max(5 * mean_ratio.standard_error, ROUNDING):
-        warn_of_accuracy(
-            f"the ratio's mean under q is {mean_ratio:.2g}, not 1: the classifier is no model of these samples"
-        )
+    else:
+        _warn_of_mean(mean_ratio)
+
+
+def _warn_of_mean(mean_ratio):
+    if abs(mean_ratio - 1) > max(5 * mean_ratio.standard_error, ROUNDING):
+        warn_of_accuracy(f"the ratio's mean under q is {mean_ratio:.2g}, not 1: the fit is no model of these samples")
 
 
 def _warn_of_samples(x_p, x_q):
@@ -265,15 +335,21 @@ def _biases(n_p, n_q, n_coefficients):
     return {"kl_pq": 0.0, "kl_qp": 0.0, "js": 0.0, lopsided: n_coefficients / 2 * abs(1 / n_p - 1 / n_q)}
 
 
-def _ratio_classifier(estimator):
-    """Return the ratio classifier that is asked for."""
+def _ratio_estimator(estimator):
+    """Return the estimator of the ratio that is asked for."""
     if isinstance(estimator, str):
-        named = {"logistic": LogisticRatioClassifier(degree=2), "mlp": MLPRatioClassifier(early_stopping=True)}
+        named = {
+            "logistic": LogisticRatioClassifier(degree=2),
+            "mlp": MLPRatioClassifier(early_stopping=True),
+            "ulsif": LeastSquaresRatio(),
+            "rulsif": LeastSquaresRatio(alpha=0.1),
+            "kliep": KLIEPRatio(),
+        }
         if estimator not in named:
             wanted = ", ".join(map(repr, [*named, "knn"]))
             raise ValueError(f"estimator must be one of {wanted}, or a classifier, got {estimator!r}")
         return named[estimator]
-    if isinstance(estimator, RatioClassifier):
+    if isinstance(estimator, RatioClassifier | KernelRatio):
         return estimator
     if not (isinstance(estimator, BaseEstimator) and is_classifier(estimator)):
         raise TypeError(f"estimator must be a name or a classifier, got {type(estimator).__name__}")
@@ -283,7 +359,8 @@ def _ratio_classifier(estimator):
 def _mean_ratio(log_ratio):
     """Return the mean of the ratio under q, which is 1 for the true one."""
     ratio = np.exp(log_ratio)
-    return estimate_of({"x_q": ratio}, float(np.std(ratio, ddof=1)) / math.sqrt(len(ratio)))
+    with np.errstate(invalid="ignore"):
+        return estimate_of({"x_q": ratio}, float(np.std(ratio, ddof=1)) / math.sqrt(len(ratio)))
 
 
 def _in_sample(model, x_p, x_q):
@@ -346,7 +423,4 @@ def kl_divergence_from_samples(
     >>> bool(low < 0.443147 < high)
     True
     """
-    if isinstance(estimator, str) and estimator == "knn" and telescoping is None:
-        return knn_kl_divergence(x_p, x_q, rng=rng)
-    found = divergences_from_samples(x_p, x_q, estimator=estimator, telescoping=telescoping, n_splits=n_splits, rng=rng)
-    return found["kl_pq"]
+    return _divergences(x_p, x_q, estimator, telescoping, n_splits, rng, ["kl_pq"])["kl_pq"]
