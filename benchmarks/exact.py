@@ -125,6 +125,12 @@ def merge_moments(inputs, outputs):
     return _mean_and_squares(count, total, squares)
 
 
+def column_moments(inputs, outputs):
+    X, weight = _exact(*inputs)
+    means = weight @ X / np.sum(weight)
+    return [means, weight @ (X - means) ** 2, np.sum(weight)]
+
+
 def logistic_sgd_epoch(inputs, outputs):
     X, centre, scale, y, weight, permutation, batch_size, learning_rate, power_t, momentum, alpha, n_steps = inputs
     X, centre, scale, y, weight, learning_rate, power_t, momentum, alpha, coef, velocity, coef_sum = _exact(
@@ -155,7 +161,24 @@ def logistic_newton_pass(inputs, outputs):
     sums = np.array([part @ rows for part in [*by_class, *(weight * part for part in by_class)]])
     matrices = [np.tril((rows.T * part) @ rows) for part in (weight * probability / (1 + odds), residual**2)]
     loss = np.sum(weight * (_log(1 + odds) - y * log_odds))
-    return [sums, *matrices, np.array([loss, log_odds[in_p].min(), log_odds[~in_p].max()])]
+    masses = [np.sum(weight[part] ** power) for power in (1, 2) for part in (~in_p, in_p)]
+    return [sums, *matrices, np.array([loss, log_odds[in_p].min(), log_odds[~in_p].max(), *masses])]
+
+
+def logistic_newton_steps(inputs, outputs):
+    *data, ridge, mass, _tol, _slack, _metric = inputs
+    ridge, coef = _exact(ridge, outputs[0])
+    losses = []
+    for _ in range(2):
+        sums, hessian, _, out = logistic_newton_pass((*data, coef), None)
+        losses.append(out[0] / mass)
+        hessian = (hessian + np.tril(hessian, -1).T) / mass + np.diag(ridge)
+        # The diagonal is damped by what its rounding may be.
+        hessian += np.diag(np.full(len(coef), 1e-12 * np.max(np.diag(hessian))))
+        gradient = (sums[0] + sums[1]) / mass + ridge * coef
+        step = np.array(list(_mp.lu_solve(_mp.matrix(hessian.tolist()), _mp.matrix(gradient.tolist()))))
+        coef = coef - step
+    return [coef + step, step, np.array(losses)]
 
 
 def neighbor_distances(inputs, outputs):

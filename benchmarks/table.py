@@ -167,7 +167,8 @@ def _standardised(rng, n, k):
     target[:2] = 0, 1
     centre, scale = rng.normal(size=DIMENSIONS), rng.uniform(0.5, 2, DIMENSIONS)
     side = DIMENSIONS + 1
-    outputs = np.zeros((4, side)), np.zeros((side, side)), np.zeros((side, side)), np.array([0.0, np.inf, -np.inf])
+    out = np.array([0.0, np.inf, -np.inf, 0.0, 0.0, 0.0, 0.0])
+    outputs = np.zeros((4, side)), np.zeros((side, side)), np.zeros((side, side)), out
     return (features, centre, scale, target, weight, rng.normal(scale=0.3, size=side)), outputs
 
 
@@ -182,6 +183,28 @@ def _sorted_points(rng, n, k):
 def _coef_sum_and_loss(outputs):
     coef, _, coef_sum, loss = outputs
     return coef, coef_sum, loss
+
+
+def _newton(rng, n, k):
+    """Two steps, whatever they lead to, and a look at the end of the second."""
+    inputs, sums = _standardised(rng, n, k)
+    side = DIMENSIONS + 1
+    ridge = np.append(np.full(DIMENSIONS, 0.1), 0.0)
+    tol, slack = -1.0, 1.0
+    state = np.array([1.0, 0.0, 1.0, np.inf, 0.0, 0.0, 0.0])
+    inputs = (*inputs[:5], ridge, float(n), tol, slack, np.zeros((side, side)))
+    return inputs, (*np.zeros((2, side)), *sums, np.zeros(2), state)
+
+
+def _steps_and_losses(outputs):
+    coef, step, *_, losses, _ = outputs
+    return coef, step, losses
+
+
+def _columns(rng, n, k):
+    means, scales = rng.normal(scale=100, size=DIMENSIONS), rng.uniform(0.5, 2, DIMENSIONS)
+    inputs = rng.normal(means, scales, size=(n, DIMENSIONS)), rng.uniform(0.5, 1.5, n)
+    return inputs, (*np.zeros((2, DIMENSIONS)), np.zeros(1))
 
 
 def _params_and_loss(outputs):
@@ -309,8 +332,10 @@ def _make_neighbors(rng, n, k, dtype):
 
 
 KERNELS = [
+    Kernel("column_moments", "ratio", _columns, ("dtype", "n"), 3),
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
     Kernel("logistic_newton_pass", "ratio", _standardised, ("dtype", "n"), 4, least=10.0),
+    Kernel("logistic_newton_steps", "ratio", _newton, ("dtype", "n"), 13, _steps_and_losses, least=1.0),
     Kernel("logistic_sgd_epoch", "ratio", _descent, ("dtype", "n"), 2, _coef_sum_and_loss),
     Kernel("logsumexp_rows", "mixture", _rows),
     Kernel("merge_moments", "montecarlo", _moments, (), 2, _mean_and_m2),

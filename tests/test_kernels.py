@@ -84,11 +84,32 @@ def test_newton_passes_of_any_width_agree(kernels, n_features, n_sums, n_hessian
     found = []
     for module in (reference, kernels):
         outputs = [np.zeros((n_sums, side)), *(np.zeros((side * n, side * n)) for n in (n_hessian, n_squares))]
-        outputs.append(np.array([0.0, np.inf, -np.inf]))
+        outputs.append(np.array([0.0, np.inf, -np.inf, 0.0, 0.0, 0.0, 0.0]))
         module.logistic_newton_pass(*inputs, np.linspace(-1, 1, side), *outputs)
         found.append(outputs)
     for expected, output in zip(*found, strict=True):
         np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_moments_far_from_zero(kernels):
+    X = np.repeat([[1e9, 3.0], [1e9 + 1, 3.0]], 500, axis=0)
+    means, squares, total = np.empty(2), np.empty(2), np.empty(1)
+    kernels.column_moments(X, np.full(1000, 0.5), means, squares, total)
+    np.testing.assert_allclose(means, [1e9 + 0.5, 3], rtol=1e-15)
+    np.testing.assert_allclose(squares, [125, 0], rtol=1e-12)
+    assert total == 500
+
+
+def test_newton_steps_go_on_where_they_stopped(kernels):
+    coefs = []
+    for room in (1, 2, 20):
+        (*data, _, _, metric), (coef, *others, _, state) = TABLE["logistic_newton_steps"].load(300)
+        while state[1] < 2:
+            kernels.logistic_newton_steps(*data, 1e-6, 1e-15, metric, coef, *others, np.empty(room), state)
+        assert state[1] == 2
+        coefs.append(coef)
+    np.testing.assert_array_equal(coefs[0], coefs[2])
+    np.testing.assert_array_equal(coefs[1], coefs[2])
 
 
 def test_sgd_agrees_after_ten_epochs(kernels):

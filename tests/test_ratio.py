@@ -25,7 +25,7 @@ from fastdiv import (
     use_backend,
 )
 from fastdiv._descent import RowOrder, held_out
-from fastdiv._logistic import LogisticLoss, PolynomialTerms, newton
+from fastdiv._logistic import LogisticLoss, PolynomialTerms
 from fastdiv.functionals import certified_bounds, effective_sample_size, kl_bounds
 from fastdiv.ratio import coefficient_moves
 from fastdiv.samples import divergences_from_samples
@@ -145,11 +145,18 @@ def test_a_borrowed_hessian_that_leads_nowhere_is_dropped():
     X = np.random.default_rng(0).normal(size=(500, 2))
     y = (X[:, 0] + X[:, 1] ** 2 > 0.5).astype(float)
     weight = np.ones(500)
-    loss = LogisticLoss(_backend.kernels(), PolynomialTerms(X, weight, 1), X, y, weight, 1e-6)
-    plain, _, _, _ = newton(loss, np.zeros(3), 100, 1e-12)
-    misled, _, converged, _ = newton(loss, np.zeros(3), 100, 1e-12, 1e-30 * np.eye(3))
+    loss = LogisticLoss(_backend.kernels(), PolynomialTerms(_backend.kernels(), X, weight, 1), X, y, weight, 1e-6)
+    plain, _, _, _ = loss.newton(np.zeros(3), 100, 1e-12)
+    misled, _, converged, _ = loss.newton(np.zeros(3), 100, 1e-12, 1e-30 * np.eye(3))
     assert converged
     np.testing.assert_allclose(misled, plain, rtol=1e-10)
+
+
+def test_a_large_tolerance_leaves_no_step_unguarded():
+    x_p, x_q = samples(500, 500)
+    loose, tight = (LogisticRatioClassifier(degree=2, tol=tol).fit_samples(x_p, x_q) for tol in (10, 1e-3))
+    assert loose.converged_
+    np.testing.assert_array_equal(fitted_coef(loose), fitted_coef(tight))
 
 
 @pytest.mark.parametrize("alpha", [0, 1e-6])

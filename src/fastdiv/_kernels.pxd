@@ -5,6 +5,13 @@ ctypedef fused floating:
     float
     double
 
+cpdef void column_moments(
+    const floating[:, ::1] X,
+    const floating[::1] sample_weight,
+    double[::1] means,
+    double[::1] squares,
+    double[::1] out,
+) except *
 cpdef void log_ratio_moments(const floating[::1] log_p, const floating[::1] log_q, double[::1] out) except *
 cpdef void logistic_newton_pass(
     const floating[:, ::1] X,
@@ -17,6 +24,26 @@ cpdef void logistic_newton_pass(
     double[:, ::1] hessian,
     double[:, ::1] squares,
     double[::1] out,
+) except *
+cpdef void logistic_newton_steps(
+    const floating[:, ::1] X,
+    const floating[::1] centre,
+    const floating[::1] scale,
+    const floating[::1] y,
+    const floating[::1] sample_weight,
+    const double[::1] ridge,
+    double mass,
+    double tol,
+    double slack,
+    double[:, ::1] metric,
+    double[::1] coef,
+    double[::1] step,
+    double[:, ::1] sums,
+    double[:, ::1] hessian,
+    double[:, ::1] squares,
+    double[::1] out,
+    double[::1] losses,
+    double[::1] state,
 ) except *
 cpdef void logistic_sgd_epoch(
     const floating[:, ::1] X,

@@ -5,8 +5,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
+    "logistic_newton_steps",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -26,6 +28,13 @@ __all__ = [
 
 _F = TypeVar("_F", np.float32, np.float64)
 
+def column_moments(
+    X: NDArray[_F],
+    sample_weight: NDArray[_F],
+    means: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None: ...
 def log_ratio_moments(log_p: NDArray[_F], log_q: NDArray[_F], out: NDArray[np.float64]) -> None: ...
 def logistic_newton_pass(
     X: NDArray[_F],
@@ -38,6 +47,26 @@ def logistic_newton_pass(
     hessian: NDArray[np.float64],
     squares: NDArray[np.float64],
     out: NDArray[np.float64],
+) -> None: ...
+def logistic_newton_steps(
+    X: NDArray[_F],
+    centre: NDArray[_F],
+    scale: NDArray[_F],
+    y: NDArray[_F],
+    sample_weight: NDArray[_F],
+    ridge: NDArray[np.float64],
+    mass: float,
+    tol: float,
+    slack: float,
+    metric: NDArray[np.float64],
+    coef: NDArray[np.float64],
+    step: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    hessian: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    out: NDArray[np.float64],
+    losses: NDArray[np.float64],
+    state: NDArray[np.float64],
 ) -> None: ...
 def logistic_sgd_epoch(
     X: NDArray[_F],

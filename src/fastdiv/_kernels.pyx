@@ -8,6 +8,7 @@ one row per component, and reduced by one shared logsumexp.
 A kernel validates nothing: shapes and dtypes are the caller's business.
 """
 
+from libc.float cimport DBL_MIN
 from libc.math cimport INFINITY, fabs, isfinite, log, log1p, pow, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
@@ -77,8 +78,10 @@ cdef extern from "_vecmath.h" nogil:
 
 
 __all__ = [
+    "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
+    "logistic_newton_steps",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -113,10 +116,28 @@ cdef enum:
     TANH = 1
     RMSPROP = 0
     ADAM = 1
+    GRADIENT = 0
+    HESSIAN = 1
+    SCORES = 2
+    RUNNING = 0
+    FULL = 1
+    CONVERGED = 2
+    STUCK = 3
+    STAGE = 0
+    STATUS = 1
+    SHARE = 2
+    VALUE = 3
+    DECREMENT = 4
+    BORROWED = 5
+    N_LOSSES = 6
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
     DIGITS = 256  # that a byte may be
     PLACES = 8  # bytes of a double
 
+# Under this share of the largest, a pivot of a Hessian is rounding.
+cdef double LEAST_RIDGE = 1e-12
+cdef double SUFFICIENT_DECREASE = 1e-4
+cdef double LEAST_SHARE = 2.0 ** -30
 cdef double HALF_LOG_2PI = 0.91893853320467274178
 cdef double SQRT_2 = 1.41421356237309504880
 cdef double SQRT_HALF = 0.70710678118654752440
@@ -1348,6 +1369,57 @@ cdef inline void _standardised_row(
             out[first + lane] = values[lane]
 
 
+cpdef void column_moments(
+    const floating[:, ::1] X,
+    const floating[::1] sample_weight,
+    double[::1] means,
+    double[::1] squares,
+    double[::1] out,
+) except *:
+    cdef Py_ssize_t n_features = X.shape[1]
+    cdef Py_ssize_t block, start, n_points, n_ahead, i, j, k
+    cdef double weights[ROWS]
+    cdef double values[ROWS]
+    cdef double products[ROWS]
+    cdef double squared[ROWS]
+    cdef double total = 0, shift, delta
+    cdef const floating *x = &X[0, 0]
+    with nogil:
+        for i in range(ROWS):
+            values[i] = 0
+        for j in range(n_features):
+            means[j] = 0
+            squares[j] = 0
+        for block in range(_n_blocks(X.shape[0], ROWS)):
+            start = block * ROWS
+            n_points = min(X.shape[0] - start, <Py_ssize_t> ROWS)
+            n_ahead = min(X.shape[0] - start - n_points, <Py_ssize_t> ROWS) * n_features
+            for i in range(n_points):
+                weights[i] = sample_weight[start + i]
+            for i in range(n_points, ROWS):
+                weights[i] = 0
+            total += _sum(weights, ROWS)
+            for j in range(n_features):
+                for i in range(ROWS * <Py_ssize_t> sizeof(floating) // LINE):
+                    k = j * ROWS + i * (LINE // <Py_ssize_t> sizeof(floating))
+                    if k < n_ahead:
+                        fastdiv_prefetch_second(x + n_points * n_features + k)
+                shift = X[0, j]
+                for i in range(n_points):
+                    values[i] = x[i * n_features + j] - shift
+                for i in range(ROWS):
+                    products[i] = weights[i] * values[i]
+                    squared[i] = products[i] * values[i]
+                means[j] += _sum(products, ROWS)
+                squares[j] += _sum(squared, ROWS)
+            x += n_points * n_features
+        for j in range(n_features):
+            delta = means[j] / total
+            squares[j] -= means[j] * delta
+            means[j] = X[0, j] + delta
+        out[0] = total
+
+
 cpdef void logistic_sgd_epoch(
     const floating[:, ::1] X,
     const floating[::1] centre,
@@ -1455,24 +1527,17 @@ cpdef void logistic_sgd_epoch(
         out[0] = total + compensation
 
 
-cdef void _logistic_block(
+cdef void _standardised_columns(
     const floating *x,
     Py_ssize_t n_points,
     Py_ssize_t n_features,
     const floating *centre,
     const floating *scale,
-    const floating *coef,
     floating *columns,
-    floating *logits,
 ) noexcept nogil:
-    """Write standardised points as columns (n_features, ROWS), and their log-odds; send for the next block."""
-    cdef floating logit[STRIP]
+    """Write standardised points as columns (n_features, ROWS)."""
     cdef floating mean, factor
-    cdef const floating *column
-    cdef const floating *next_block = x + ROWS * n_features
-    cdef Py_ssize_t strip, i, j
-    for i in range(n_points * n_features // (LINE // <Py_ssize_t> sizeof(floating))):
-        fastdiv_prefetch(next_block + i * (LINE // <Py_ssize_t> sizeof(floating)))
+    cdef Py_ssize_t i, j
     for j in range(n_features):
         mean = centre[j]
         factor = scale[j]
@@ -1480,6 +1545,16 @@ cdef void _logistic_block(
             columns[j * ROWS + i] = (x[i * n_features + j] - mean) * factor
         for i in range(n_points, ROWS):
             columns[j * ROWS + i] = 0
+
+
+cdef void _linear(
+    const floating *columns, Py_ssize_t n_features, const floating *coef, floating *logits
+) noexcept nogil:
+    """Write the log-odds of ROWS points."""
+    cdef floating logit[STRIP]
+    cdef floating factor
+    cdef const floating *column
+    cdef Py_ssize_t strip, i, j
     for strip in range(ROWS // STRIP):
         for i in range(STRIP):
             logit[i] = coef[n_features]
@@ -1536,6 +1611,145 @@ cdef const double *_triangle_sums(const double *totals, Py_ssize_t n_columns, do
     return totals
 
 
+cdef bint _logistic_pass(
+    const floating *x,
+    Py_ssize_t n_rows,
+    Py_ssize_t n_features,
+    const floating *centre,
+    const floating *scale,
+    const floating *y,
+    const floating *sample_weight,
+    const floating *coef,
+    Py_ssize_t n_sums,
+    double *sums,
+    double *hessian,
+    double *squares,
+    double *out,
+) noexcept nogil:
+    """Do what `logistic_newton_pass` does, without a Hessian or squares where they are NULL; tell if memory failed."""
+    cdef Py_ssize_t n_columns = n_features + 1
+    cdef Py_ssize_t n_stored = _n_blocks(n_columns, 4) * 4
+    cdef Py_ssize_t n_matrices = (hessian != NULL) + (squares != NULL)
+    cdef Py_ssize_t n_totals = (_n_blocks(n_columns, 2) * n_matrices + n_sums // 2) * n_stored * 2 * LANES
+    cdef Py_ssize_t block, start, n_points, n_padded, n_ahead, pair, tile, i, j, k
+    cdef floating probability, residual, low, high
+    cdef const floating *targets
+    cdef const floating *weights
+    cdef floating last_targets[ROWS]
+    cdef floating last_weights[ROWS]
+    cdef floating logits[ROWS]
+    cdef floating residuals[4 * ROWS]
+    cdef floating curvatures[ROWS]
+    cdef floating squared[ROWS]
+    cdef double losses[ROWS]
+    cdef double masses[4 * LANES]
+    cdef floating lows[LANES]
+    cdef floating highs[LANES]
+    cdef double total = 0, compensation = 0
+    cdef double *tile_totals
+    cdef const double *lanes
+    cdef void *scratch = malloc(n_totals * sizeof(double) + (n_stored + 2) * ROWS * sizeof(floating) + LINE)
+    cdef double *totals = <double *> _aligned(scratch)
+    cdef floating *columns = <floating *> (totals + n_totals)
+    cdef floating *rows = columns + n_stored * ROWS
+    if scratch == NULL:
+        return True
+    for i in range(n_totals):
+        totals[i] = 0
+    for i in range(4 * LANES):
+        masses[i] = 0
+    for i in range(LANES):
+        lows[i] = INFINITY
+        highs[i] = -INFINITY
+    for i in range(n_features * ROWS, n_stored * ROWS):
+        columns[i] = 1 if i < n_columns * ROWS else 0
+    for block in range(_n_blocks(n_rows, ROWS)):
+        start = block * ROWS
+        n_points = min(n_rows - start, <Py_ssize_t> ROWS)
+        n_padded = _n_blocks(n_points, LANES) * LANES
+        _standardised_columns(x, n_points, n_features, centre, scale, columns)
+        _linear(columns, n_features, coef, logits)
+        targets = y + start
+        weights = sample_weight + start
+        if n_points < ROWS:
+            for i in range(n_points):
+                last_targets[i] = targets[i]
+                last_weights[i] = weights[i]
+            for i in range(n_points, ROWS):
+                last_targets[i] = 0
+                last_weights[i] = 0
+            targets = last_targets
+            weights = last_weights
+        for i in range(ROWS):
+            losses[i] = weights[i] * (_softplus_slope(logits[i], &probability) - targets[i] * logits[i])
+            residual = weights[i] * (probability - targets[i])
+            residuals[i] = residual * (1 - targets[i])
+            residuals[ROWS + i] = residual * targets[i]
+            squared[i] = residual * residual
+            curvatures[i] = weights[i] * probability * (1 - probability)
+        _two_sum(&total, &compensation, _sum(losses, ROWS))
+        if n_sums == 4:
+            for i in range(2 * ROWS):
+                residuals[2 * ROWS + i] = weights[i % ROWS] * residuals[i]
+        tile_totals = totals
+        x += n_points * n_features
+        n_ahead = min(n_rows - start - n_points, <Py_ssize_t> ROWS) * n_features
+        for pair in range(n_sums // 2):
+            for tile in range(n_stored // 4):
+                # The next block's lines are sent for while there is work to do: all at once, they would queue.
+                for i in range(4 * ROWS * <Py_ssize_t> sizeof(floating) // LINE):
+                    k = 4 * ROWS * tile + i * (LINE // <Py_ssize_t> sizeof(floating))
+                    if pair == 0 and k < n_ahead:
+                        fastdiv_prefetch_second(x + k)
+                _tile_products(
+                    residuals + 2 * pair * ROWS,
+                    residuals + (2 * pair + 1) * ROWS,
+                    columns + 4 * tile * ROWS,
+                    n_padded,
+                    tile_totals,
+                )
+                tile_totals += 8 * LANES
+        if hessian != NULL:
+            tile_totals = _triangle_products(curvatures, columns, n_columns, n_padded, rows, tile_totals)
+        if squares != NULL:
+            _triangle_products(squared, columns, n_columns, n_padded, rows, tile_totals)
+            for i in range(n_points, ROWS):
+                logits[i] = -INFINITY
+            for i in range(ROWS // LANES):
+                for j in range(LANES):
+                    k = i * LANES + j
+                    low = logits[k] if targets[k] != 0 else <floating> INFINITY
+                    high = logits[k] if targets[k] == 0 else <floating> -INFINITY
+                    lows[j] = low if low < lows[j] else lows[j]
+                    highs[j] = high if high > highs[j] else highs[j]
+            for i in range(ROWS // LANES):
+                for j in range(LANES):
+                    k = i * LANES + j
+                    masses[j] += weights[k] * (1 - targets[k])
+                    masses[LANES + j] += weights[k] * targets[k]
+                    masses[2 * LANES + j] += <double> weights[k] * weights[k] * (1 - targets[k])
+                    masses[3 * LANES + j] += <double> weights[k] * weights[k] * targets[k]
+    lanes = totals
+    for pair in range(n_sums // 2):
+        for tile in range(n_stored // 4):
+            for k in range(2):
+                for j in range(4 * tile, min(4 * tile + 4, n_columns)):
+                    sums[(2 * pair + k) * n_columns + j] += _sum(lanes + (4 * k + j - 4 * tile) * LANES, LANES)
+            lanes += 8 * LANES
+    if hessian != NULL:
+        lanes = _triangle_sums(lanes, n_columns, hessian)
+    if squares != NULL:
+        _triangle_sums(lanes, n_columns, squares)
+        for i in range(LANES):
+            out[1] = min(out[1], lows[i])
+            out[2] = max(out[2], highs[i])
+        for i in range(4):
+            out[3 + i] += _sum(masses + i * LANES, LANES)
+    out[0] += total + compensation
+    free(scratch)
+    return False
+
+
 cpdef void logistic_newton_pass(
     const floating[:, ::1] X,
     const floating[::1] centre,
@@ -1548,94 +1762,225 @@ cpdef void logistic_newton_pass(
     double[:, ::1] squares,
     double[::1] out,
 ) except *:
-    cdef Py_ssize_t n_features = X.shape[1]
-    cdef Py_ssize_t n_columns = n_features + 1
-    cdef Py_ssize_t n_stored = _n_blocks(n_columns, 4) * 4
-    cdef bint has_hessian = hessian.shape[0] > 0
-    cdef bint has_squares = squares.shape[0] > 0
-    cdef Py_ssize_t n_sums = sums.shape[0]
-    cdef Py_ssize_t n_pairs = _n_blocks(n_columns, 2) * (has_hessian + has_squares) + n_sums // 2
-    cdef Py_ssize_t n_totals = n_pairs * n_stored * 2 * LANES
-    cdef Py_ssize_t block, start, n_points, n_padded, pair, tile, i, j, k
-    cdef floating probability, residual, least, largest
-    cdef floating logits[ROWS]
-    cdef floating targets[ROWS]
-    cdef floating weights[ROWS]
-    cdef floating curvatures[ROWS]
-    cdef floating squared[ROWS]
-    cdef double losses[ROWS]
-    cdef double total = 0, compensation = 0
-    cdef double *tile_totals
-    cdef const double *lanes
-    cdef void *scratch = malloc(n_totals * sizeof(double) + (n_stored + 6) * ROWS * sizeof(floating) + LINE)
-    cdef double *totals = <double *> _aligned(scratch)
-    cdef floating *columns = <floating *> (totals + n_totals)
-    cdef floating *rows = columns + n_stored * ROWS
-    cdef floating *residuals = rows + 2 * ROWS
+    cdef bint failed
+    with nogil:
+        failed = _logistic_pass(
+            &X[0, 0],
+            X.shape[0],
+            X.shape[1],
+            &centre[0],
+            &scale[0],
+            &y[0],
+            &sample_weight[0],
+            &coef[0],
+            sums.shape[0],
+            &sums[0, 0],
+            &hessian[0, 0] if hessian.shape[0] > 0 else NULL,
+            &squares[0, 0] if squares.shape[0] > 0 else NULL,
+            &out[0],
+        )
+    if failed:
+        raise MemoryError
+
+
+cdef bint _factorise(double *matrix, Py_ssize_t n, double ridge, double *pivots) noexcept nogil:
+    """Factorise a matrix with a ridge added, given its lower triangle; tell if it is positive definite.
+
+    It is U' diag(1 / pivots) U; above the diagonal is what U has there, on it U has the pivots.
+    """
+    cdef double factor
+    cdef Py_ssize_t i, j, k
+    for i in range(n):
+        pivots[i] = matrix[i * n + i] + ridge
+        for j in range(i):
+            matrix[j * n + i] = matrix[i * n + j]
+    for j in range(n):
+        if not pivots[j] > 0:
+            return False
+        for i in range(j + 1, n):
+            factor = matrix[j * n + i] / pivots[j]
+            pivots[i] -= factor * matrix[j * n + i]
+            for k in range(i + 1, n):
+                matrix[i * n + k] -= factor * matrix[j * n + k]
+    return True
+
+
+cdef double _newton_step(double *matrix, Py_ssize_t n, double *pivots, double *vector) noexcept nogil:
+    """Make a gradient the step that the Hessian, its lower triangle, makes of it; return their product.
+
+    To the diagonal is added as much as makes the Hessian positive definite.
+    """
+    cdef double largest = DBL_MIN, damping = 0, decrement = 0, ridge
+    cdef Py_ssize_t i, j
+    for i in range(n):
+        largest = matrix[i * n + i] if matrix[i * n + i] > largest else largest
+    ridge = LEAST_RIDGE * largest
+    while ridge < largest:
+        damping += ridge
+        if _factorise(matrix, n, damping, pivots):
+            for j in range(n):
+                decrement += vector[j] * vector[j] / pivots[j]
+                vector[j] /= pivots[j]
+                for i in range(j + 1, n):
+                    vector[i] -= matrix[j * n + i] * vector[j]
+            for j in range(n - 1, -1, -1):
+                for i in range(j + 1, n):
+                    vector[j] -= matrix[j * n + i] / pivots[j] * vector[i]
+            return decrement
+        ridge *= 1000
+    for j in range(n):
+        decrement += vector[j] * vector[j] / largest
+        vector[j] /= largest
+    return decrement
+
+
+cdef bint _newton_update(
+    Py_ssize_t n,
+    const double *ridge,
+    double mass,
+    double tol,
+    double slack,
+    double *coef,
+    double *step,
+    double *metric,
+    const double *sums,
+    const double *hessian,
+    const double *out,
+    double[::1] losses,
+    double *state,
+    double *pivots,
+) noexcept nogil:
+    """Judge the pass at the end of a step, and make or shorten the next; tell if that needs a pass."""
+    cdef double share = state[SHARE]
+    cdef double value = out[0] / mass
+    cdef double penalty = 0, trial
+    cdef bint is_borrowed = state[STAGE] == GRADIENT
+    cdef Py_ssize_t n_losses = <Py_ssize_t> state[N_LOSSES]
+    cdef Py_ssize_t j, k
+    for j in range(n):
+        trial = coef[j] - share * step[j]
+        penalty += 0.5 * ridge[j] * trial * trial
+    if not value + penalty <= state[VALUE] * (1 + slack) - SUFFICIENT_DECREASE * share * state[DECREMENT]:
+        state[SHARE] = share / 2
+        if share / 2 > LEAST_SHARE:
+            return True
+        if state[BORROWED] == 0:
+            state[STATUS] = STUCK
+            return False
+        # The rows that its Hessian came from were too unlike these.
+        state[BORROWED] = 0
+        state[SHARE] = 0
+        state[STAGE] = HESSIAN
+        return True
+    if n_losses == losses.shape[0]:
+        state[STATUS] = FULL
+        return False
+    losses[n_losses] = value
+    state[N_LOSSES] += 1
+    for j in range(n):
+        coef[j] -= share * step[j]
+        step[j] = (sums[j] + sums[n + j]) / mass + ridge[j] * coef[j]
+    if not is_borrowed:
+        for j in range(n):
+            for k in range(j + 1):
+                metric[j * n + k] = hessian[j * n + k] / mass
+            metric[j * n + j] += ridge[j]
+    state[DECREMENT] = _newton_step(metric, n, pivots, step)
+    state[VALUE] = value + penalty
+    state[SHARE] = 1
+    state[BORROWED] = is_borrowed
+    if not is_borrowed and state[DECREMENT] <= tol:
+        state[STATUS] = CONVERGED
+        return False
+    # The next decrement will be about the square of this one.
+    state[STAGE] = SCORES if state[DECREMENT] * state[DECREMENT] <= tol else HESSIAN
+    return True
+
+
+cpdef void logistic_newton_steps(
+    const floating[:, ::1] X,
+    const floating[::1] centre,
+    const floating[::1] scale,
+    const floating[::1] y,
+    const floating[::1] sample_weight,
+    const double[::1] ridge,
+    double mass,
+    double tol,
+    double slack,
+    double[:, ::1] metric,
+    double[::1] coef,
+    double[::1] step,
+    double[:, ::1] sums,
+    double[:, ::1] hessian,
+    double[:, ::1] squares,
+    double[::1] out,
+    double[::1] losses,
+    double[::1] state,
+) except *:
+    cdef Py_ssize_t n = coef.shape[0]
+    cdef Py_ssize_t stage, i, j
+    cdef bint failed = False
+    cdef void *scratch = malloc(n * (sizeof(double) + sizeof(floating)))
+    cdef double *pivots = <double *> scratch
+    cdef floating *trial = <floating *> (pivots + n)
     if scratch == NULL:
         raise MemoryError
     with nogil:
-        for i in range(n_totals):
-            totals[i] = 0
-        for i in range(n_features * ROWS, n_stored * ROWS):
-            columns[i] = 1 if i < n_columns * ROWS else 0
-        for block in range(_n_blocks(X.shape[0], ROWS)):
-            start = block * ROWS
-            n_points = min(X.shape[0] - start, <Py_ssize_t> ROWS)
-            n_padded = _n_blocks(n_points, LANES) * LANES
-            _logistic_block(&X[start, 0], n_points, n_features, &centre[0], &scale[0], &coef[0], columns, logits)
-            for i in range(n_points):
-                targets[i] = y[start + i]
-                weights[i] = sample_weight[start + i]
-            for i in range(n_points, ROWS):
-                targets[i] = 0
-                weights[i] = 0
-            for i in range(ROWS):
-                probability = _sigmoid(logits[i])
-                losses[i] = weights[i] * (_softplus(logits[i]) - targets[i] * logits[i])
-                residual = weights[i] * (probability - targets[i])
-                residuals[i] = residual * (1 - targets[i])
-                residuals[ROWS + i] = residual * targets[i]
-                residuals[2 * ROWS + i] = weights[i] * residuals[i]
-                residuals[3 * ROWS + i] = weights[i] * residuals[ROWS + i]
-                squared[i] = residual * residual
-                curvatures[i] = weights[i] * probability * (1 - probability)
-            _two_sum(&total, &compensation, _sum(losses, ROWS))
-            tile_totals = totals
-            for pair in range(n_sums // 2):
-                for tile in range(n_stored // 4):
-                    _tile_products(
-                        residuals + 2 * pair * ROWS,
-                        residuals + (2 * pair + 1) * ROWS,
-                        columns + 4 * tile * ROWS,
-                        n_padded,
-                        tile_totals,
-                    )
-                    tile_totals += 8 * LANES
-            if has_hessian:
-                tile_totals = _triangle_products(curvatures, columns, n_columns, n_padded, rows, tile_totals)
-            if has_squares:
-                tile_totals = _triangle_products(squared, columns, n_columns, n_padded, rows, tile_totals)
-                least = <floating> INFINITY
-                largest = <floating> -INFINITY
-                for i in range(n_points):
-                    least = logits[i] if targets[i] != 0 and logits[i] < least else least
-                    largest = logits[i] if targets[i] == 0 and logits[i] > largest else largest
-                out[1] = min(out[1], least)
-                out[2] = max(out[2], largest)
-        lanes = totals
-        for pair in range(n_sums // 2):
-            for tile in range(n_stored // 4):
-                for k in range(2):
-                    for j in range(4 * tile, min(4 * tile + 4, n_columns)):
-                        sums[2 * pair + k, j] += _sum(lanes + (4 * k + j - 4 * tile) * LANES, LANES)
-                lanes += 8 * LANES
-        if has_hessian:
-            lanes = _triangle_sums(lanes, n_columns, &hessian[0, 0])
-        if has_squares:
-            _triangle_sums(lanes, n_columns, &squares[0, 0])
-        out[0] += total + compensation
+        state[STATUS] = RUNNING
+        state[N_LOSSES] = 0
+        while True:
+            if X.shape[0] > 0:
+                stage = <Py_ssize_t> state[STAGE]
+                for i in range(n):
+                    trial[i] = <floating> (coef[i] - state[SHARE] * step[i])
+                    for j in range(n):
+                        hessian[i, j] = 0
+                        squares[i, j] = 0
+                    for j in range(4):
+                        sums[j, i] = 0
+                for i in range(out.shape[0]):
+                    out[i] = 0
+                out[1] = INFINITY
+                out[2] = -INFINITY
+                failed = _logistic_pass(
+                    &X[0, 0],
+                    X.shape[0],
+                    X.shape[1],
+                    &centre[0],
+                    &scale[0],
+                    &y[0],
+                    &sample_weight[0],
+                    trial,
+                    4 if stage == SCORES else 2,
+                    &sums[0, 0],
+                    &hessian[0, 0] if stage != GRADIENT else NULL,
+                    &squares[0, 0] if stage == SCORES else NULL,
+                    &out[0],
+                )
+                if failed:
+                    break
+            if not _newton_update(
+                n,
+                &ridge[0],
+                mass,
+                tol,
+                slack,
+                &coef[0],
+                &step[0],
+                &metric[0, 0],
+                &sums[0, 0],
+                &hessian[0, 0],
+                &out[0],
+                losses,
+                &state[0],
+                pivots,
+            ):
+                break
+            if X.shape[0] == 0:
+                break
         free(scratch)
+    if failed:
+        raise MemoryError
 
 
 cdef Py_ssize_t _n_units(const Py_ssize_t *layer_sizes, Py_ssize_t n_layers) noexcept nogil:

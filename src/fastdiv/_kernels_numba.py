@@ -14,8 +14,10 @@ from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
 __all__ = [
+    "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
+    "logistic_newton_steps",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -46,6 +48,14 @@ DIGITS = 256
 HALF_LOG_2PI = 0.5 * log(2 * np.pi)
 SQRT_HALF = sqrt(0.5)
 LOG2_E = 1 / log(2)
+
+# Of the state of `logistic_newton_steps`.
+STAGE, STATUS, SHARE, VALUE, DECREMENT, BORROWED, N_LOSSES = range(7)
+GRADIENT, HESSIAN, SCORES = range(3)
+RUNNING, FULL, CONVERGED, STUCK = range(4)
+LEAST_RIDGE = 1e-12
+SUFFICIENT_DECREASE = 1e-4
+LEAST_SHARE = 2.0**-30
 
 # Multiplications and additions may fuse, as C compilers have them.
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
@@ -958,6 +968,41 @@ def neighbor_distances(points, x, k, out, following):
         following[i] = min(below, above)
 
 
+@_inline_any_order
+def _weighted_sums(weights, values):
+    total = squares = 0.0
+    for i in range(CHUNK):
+        product = weights[i] * values[i]
+        total += product
+        squares += product * values[i]
+    return total, squares
+
+
+@_kernel
+def column_moments(X, sample_weight, means, squares, out):
+    weights, values = np.empty(CHUNK), np.zeros(CHUNK)
+    means[:] = 0
+    squares[:] = 0
+    out[0] = 0
+    for start in range(0, len(X), CHUNK):
+        left, mass = X[start : start + CHUNK], sample_weight[start : start + CHUNK]
+        weights[:] = 0
+        for i in range(len(mass)):
+            weights[i] = mass[i]
+        out[0] += _sum(weights)
+        for j in range(X.shape[1]):
+            shift = np.float64(X[0, j])
+            for i in range(len(left)):
+                values[i] = left[i, j] - shift
+            first, second = _weighted_sums(weights, values)
+            means[j] += first
+            squares[j] += second
+    for j in range(X.shape[1]):
+        delta = means[j] / out[0]
+        squares[j] -= means[j] * delta
+        means[j] = X[0, j] + delta
+
+
 @_kernel
 def logistic_sgd_epoch(
     X,
@@ -1025,76 +1070,263 @@ def logistic_sgd_epoch(
     out[0] = total + compensation
 
 
+@_inline
+def _standardised_columns(x, centre, scale, columns):
+    """Write standardised points as columns (n_features, CHUNK), zeros behind the last."""
+    for j in range(len(centre)):
+        mean, factor, column = centre[j], scale[j], columns[j]
+        for i in range(len(x)):
+            column[i] = (x[i, j] - mean) * factor
+        for i in range(len(x), CHUNK):
+            column[i] = 0
+
+
+@_inline
+def _logistic_block(columns, first, y, sample_weight, coef, logits, rows):
+    """Fill in the log-odds of BLOCK points and the factors of their products; return the sum of their losses.
+
+    The factors are the residuals of class 0 and of class 1, the same by weight, the curvatures and the squares.
+    """
+    number = coef.dtype.type
+    one = number(1)
+    logit, loss = _block(coef.dtype), _block(coef.dtype)
+    targets, weights = _block(coef.dtype), _block(coef.dtype)
+    in_q, in_p, squared, curvatures = _block(coef.dtype), _block(coef.dtype), _block(coef.dtype), _block(coef.dtype)
+    n_features = len(coef) - 1
+    for i in range(BLOCK):
+        logit[i] = coef[n_features]
+        targets[i] = 0
+        weights[i] = 0
+    for i in range(len(y)):
+        targets[i] = y[i]
+        weights[i] = sample_weight[i]
+    for j in range(n_features):
+        factor, column = coef[j], columns[j, first : first + BLOCK]
+        for i in range(BLOCK):
+            logit[i] += factor * column[i]
+    for i in range(BLOCK):
+        softplus, probability = _softplus_slope(logit[i])
+        residual = weights[i] * (probability - targets[i])
+        loss[i] = weights[i] * (softplus - targets[i] * logit[i])
+        in_q[i] = residual * (one - targets[i])
+        in_p[i] = residual * targets[i]
+        squared[i] = residual * residual
+        curvatures[i] = weights[i] * probability * (one - probability)
+    part = rows[:, first : first + BLOCK]
+    for i in range(BLOCK):
+        part[0, i] = in_q[i]
+        part[1, i] = in_p[i]
+        part[2, i] = weights[i] * in_q[i]
+        part[3, i] = weights[i] * in_p[i]
+        part[4, i] = curvatures[i]
+        part[5, i] = squared[i]
+    logits[first : first + BLOCK] = logit
+    return _sum(loss)
+
+
+@_inline_any_order
+def _four_products(row, columns, j):
+    """Multiply a row of CHUNK by four columns."""
+    first, second, third, fourth = columns[j], columns[j + 1], columns[j + 2], columns[j + 3]
+    a = b = c = d = row.dtype.type(0)
+    for i in range(CHUNK):
+        a += row[i] * first[i]
+        b += row[i] * second[i]
+        c += row[i] * third[i]
+        d += row[i] * fourth[i]
+    return a, b, c, d
+
+
+@_inline
+def _add_products(row, columns, n, out):
+    """Add the products of a row with the first n columns to out; there are columns up to a multiple of four."""
+    for j in range(0, n, 4):
+        products = _four_products(row, columns, j)
+        for k in range(min(n - j, 4)):
+            out[j + k] += products[k]
+
+
 @_kernel
-def _triangle_products(weights, rows, n_points, out):
-    """Add the weighted outer products of rows to the lower triangle of a matrix, four at a time."""
-    part = np.empty(len(out), rows.dtype)
+def _triangle_products(weights, columns, row, out):
+    """Add the weighted products of all columns to the lower triangle of a matrix."""
     for k in range(len(out)):
-        part[:] = 0
-        for i in range(0, n_points, 4):
-            first, second = weights[i] * rows[i, k], weights[i + 1] * rows[i + 1, k]
-            third, fourth = weights[i + 2] * rows[i + 2, k], weights[i + 3] * rows[i + 3, k]
-            for j in range(k + 1):
-                pairs = first * rows[i, j] + second * rows[i + 1, j]
-                part[j] += pairs + (third * rows[i + 2, j] + fourth * rows[i + 3, j])
-        for j in range(k + 1):
-            out[k, j] += part[j]
+        column = columns[k]
+        for i in range(CHUNK):
+            row[i] = weights[i] * column[i]
+        _add_products(row, columns, k + 1, out[k])
+
+
+@_kernel
+def _logistic_pass(X, centre, scale, y, sample_weight, coef, n_sums, sums, hessian, squares, out):
+    """Do what `logistic_newton_pass` does, with the first sums alone."""
+    n_columns = X.shape[1] + 1
+    n_blocks = CHUNK // BLOCK
+    columns = _empty_rows((n_columns + 3) // 4 * 4 * n_blocks, X.dtype).reshape(-1, CHUNK)
+    rows = _empty_rows(8 * n_blocks, X.dtype).reshape(-1, CHUNK)
+    logits = rows[7]
+    columns[n_columns - 1 :] = 1
+    total = compensation = 0.0
+    for start in range(0, len(X), CHUNK):
+        targets, weights = y[start : start + CHUNK], sample_weight[start : start + CHUNK]
+        _standardised_columns(X[start : start + CHUNK], centre, scale, columns)
+        for first in range(0, CHUNK, BLOCK):
+            target, weight = targets[first : first + BLOCK], weights[first : first + BLOCK]
+            loss = _logistic_block(columns, first, target, weight, coef, logits, rows)
+            total, compensation = _two_sum(total, compensation, loss)
+        for k in range(n_sums):
+            _add_products(rows[k], columns, n_columns, sums[k])
+        _triangle_products(rows[4], columns, rows[6], hessian)
+        if len(squares) > 0:
+            _triangle_products(rows[5], columns, rows[6], squares)
+            for i in range(len(targets)):
+                logit, weight, label = logits[i], np.float64(weights[i]), int(targets[i] != 0)
+                if label:
+                    out[1] = min(out[1], logit)
+                else:
+                    out[2] = max(out[2], logit)
+                out[3 + label] += weight
+                out[5 + label] += weight * weight
+    out[0] += total + compensation
 
 
 @_kernel
 def logistic_newton_pass(X, centre, scale, y, sample_weight, coef, sums, hessian, squares, out):
-    n_features = X.shape[1]
-    number = X.dtype.type
-    rows = np.zeros((BLOCK, n_features + 1), X.dtype)
-    residuals, logits = np.zeros((4, BLOCK), X.dtype), np.empty(BLOCK, X.dtype)
-    losses, curvatures, squared = np.zeros(BLOCK), np.zeros(BLOCK, X.dtype), np.zeros(BLOCK, X.dtype)
-    part = np.zeros(n_features + 1, X.dtype)
-    total = compensation = 0.0
-    for start in range(0, len(X), BLOCK):
-        n_points = min(len(X) - start, BLOCK)
-        for i in range(n_points):
-            logit = coef[n_features]
-            for j in range(n_features):
-                rows[i, j] = (X[start + i, j] - centre[j]) * scale[j]
-                logit += rows[i, j] * coef[j]
-            rows[i, n_features] = 1
-            logits[i] = logit
-        for i in range(n_points):
-            odds = _exp2_term(-abs(logits[i]) * number(LOG2_E))
-            hinge = logits[i] if logits[i] > 0 else number(0)
-            probability = (odds if logits[i] < 0 else number(1)) / (number(1) + odds)
-            weight, target = sample_weight[start + i], y[start + i]
-            residual = weight * (probability - target)
-            losses[i] = weight * (hinge + number(_log1p(odds)) - target * logits[i])
-            residuals[0, i] = residual * (number(1) - target)
-            residuals[1, i] = residual * target
-            residuals[2, i] = weight * residuals[0, i]
-            residuals[3, i] = weight * residuals[1, i]
-            squared[i] = residual * residual
-            curvatures[i] = weight * probability * (number(1) - probability)
-        loss = 0.0
-        for i in range(n_points):
-            loss += losses[i]
-        total, compensation = _two_sum(total, compensation, loss)
-        for k in range(len(sums)):
-            part[:] = 0
-            for i in range(n_points):
-                for j in range(n_features + 1):
-                    part[j] += residuals[k, i] * rows[i, j]
-            for j in range(n_features + 1):
-                sums[k, j] += part[j]
-        # Rows that are left over count nothing.
-        n_padded = (n_points + 3) // 4 * 4
-        curvatures[n_points:n_padded] = 0
-        squared[n_points:n_padded] = 0
-        _triangle_products(curvatures, rows, n_padded, hessian)
-        _triangle_products(squared, rows, n_padded, squares)
-        for i in range(n_points):
-            if len(squares) > 0 and y[start + i] != 0:
-                out[1] = min(out[1], logits[i])
-            elif len(squares) > 0:
-                out[2] = max(out[2], logits[i])
-    out[0] += total + compensation
+    _logistic_pass(X, centre, scale, y, sample_weight, coef, len(sums), sums, hessian, squares, out)
+
+
+@_kernel
+def _factorise(matrix, ridge, pivots):
+    """Factorise a matrix with a ridge added, given its lower triangle; tell if it is positive definite.
+
+    It is U' diag(1 / pivots) U; above the diagonal is what U has there, on it U has the pivots.
+    """
+    n = len(matrix)
+    for i in range(n):
+        pivots[i] = matrix[i, i] + ridge
+        for j in range(i):
+            matrix[j, i] = matrix[i, j]
+    for j in range(n):
+        if not pivots[j] > 0:
+            return False
+        for i in range(j + 1, n):
+            factor = matrix[j, i] / pivots[j]
+            pivots[i] -= factor * matrix[j, i]
+            for k in range(i + 1, n):
+                matrix[i, k] -= factor * matrix[j, k]
+    return True
+
+
+@_kernel
+def _newton_step(matrix, vector):
+    """Make a gradient the step that the Hessian, its lower triangle, makes of it; return their product.
+
+    To the diagonal is added as much as makes the Hessian positive definite.
+    """
+    n, pivots = len(vector), np.empty(len(vector))
+    largest = np.finfo(np.float64).tiny
+    for i in range(n):
+        largest = max(largest, matrix[i, i])
+    ridge, damping, decrement = LEAST_RIDGE * largest, 0.0, 0.0
+    while ridge < largest:
+        damping += ridge
+        if _factorise(matrix, damping, pivots):
+            for j in range(n):
+                decrement += vector[j] * vector[j] / pivots[j]
+                vector[j] /= pivots[j]
+                for i in range(j + 1, n):
+                    vector[i] -= matrix[j, i] * vector[j]
+            for j in range(n - 1, -1, -1):
+                for i in range(j + 1, n):
+                    vector[j] -= matrix[j, i] / pivots[j] * vector[i]
+            return decrement
+        ridge *= 1000
+    for j in range(n):
+        decrement += vector[j] * vector[j] / largest
+        vector[j] /= largest
+    return decrement
+
+
+@_kernel
+def _newton_update(ridge, mass, tol, slack, coef, step, metric, sums, hessian, out, losses, state):
+    """Judge the pass at the end of a step, and make or shorten the next; tell if that needs a pass."""
+    n, share, value, penalty = len(coef), state[SHARE], out[0] / mass, 0.0
+    is_borrowed = state[STAGE] == GRADIENT
+    for j in range(n):
+        trial = coef[j] - share * step[j]
+        penalty += 0.5 * ridge[j] * trial * trial
+    if not value + penalty <= state[VALUE] * (1 + slack) - SUFFICIENT_DECREASE * share * state[DECREMENT]:
+        state[SHARE] = share / 2
+        if share / 2 > LEAST_SHARE:
+            return True
+        if state[BORROWED] == 0:
+            state[STATUS] = STUCK
+            return False
+        # The rows that its Hessian came from were too unlike these.
+        state[BORROWED], state[SHARE], state[STAGE] = 0, 0, HESSIAN
+        return True
+    if state[N_LOSSES] == len(losses):
+        state[STATUS] = FULL
+        return False
+    losses[int(state[N_LOSSES])] = value
+    state[N_LOSSES] += 1
+    for j in range(n):
+        coef[j] -= share * step[j]
+        step[j] = (sums[0, j] + sums[1, j]) / mass + ridge[j] * coef[j]
+    if not is_borrowed:
+        for j in range(n):
+            for k in range(j + 1):
+                metric[j, k] = hessian[j, k] / mass
+            metric[j, j] += ridge[j]
+    decrement = _newton_step(metric, step)
+    state[DECREMENT], state[VALUE], state[SHARE], state[BORROWED] = decrement, value + penalty, 1, is_borrowed
+    if not is_borrowed and decrement <= tol:
+        state[STATUS] = CONVERGED
+        return False
+    # The next decrement will be about the square of this one.
+    state[STAGE] = SCORES if decrement * decrement <= tol else HESSIAN
+    return True
+
+
+@_kernel
+def logistic_newton_steps(
+    X,
+    centre,
+    scale,
+    y,
+    sample_weight,
+    ridge,
+    mass,
+    tol,
+    slack,
+    metric,
+    coef,
+    step,
+    sums,
+    hessian,
+    squares,
+    out,
+    losses,
+    state,
+):
+    trial = np.empty(len(coef), X.dtype)
+    state[STATUS] = RUNNING
+    state[N_LOSSES] = 0
+    while True:
+        if len(X) > 0:
+            for j in range(len(coef)):
+                trial[j] = coef[j] - state[SHARE] * step[j]
+            sums[:] = 0
+            hessian[:] = 0
+            squares[:] = 0
+            out[:] = 0
+            out[1], out[2] = inf, -inf
+            n_sums = 4 if state[STAGE] == SCORES else 2
+            curved = hessian if state[STAGE] != GRADIENT else hessian[:0]
+            squared = squares if state[STAGE] == SCORES else squares[:0]
+            _logistic_pass(X, centre, scale, y, sample_weight, trial, n_sums, sums, curved, squared, out)
+        is_open = _newton_update(ridge, mass, tol, slack, coef, step, metric, sums, hessian, out, losses, state)
+        if not is_open or len(X) == 0:
+            return
 
 
 @_inline

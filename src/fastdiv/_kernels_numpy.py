@@ -6,11 +6,14 @@ Nothing here is tuned. A kernel sees one block of the data at a time, so its tem
 from itertools import pairwise
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, logsumexp, softmax
 
 __all__ = [
+    "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
+    "logistic_newton_steps",
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
@@ -28,6 +31,14 @@ __all__ = [
     "trapezoid_kl",
 ]
 
+# Of the state of `logistic_newton_steps`.
+STAGE, STATUS, SHARE, VALUE, DECREMENT, BORROWED, N_LOSSES = range(7)
+GRADIENT, HESSIAN, SCORES = range(3)
+RUNNING, FULL, CONVERGED, STUCK = range(4)
+# Under this share of the largest, a pivot of a Hessian is rounding.
+LEAST_RIDGE = 1e-12
+SUFFICIENT_DECREASE = 1e-4
+LEAST_SHARE = 2.0**-30
 HALF_LOG_2PI = 0.5 * np.log(2 * np.pi)
 
 # Overflow to -inf and NaN from inf - inf are answers here, not accidents.
@@ -194,6 +205,18 @@ def neighbor_distances(points, x, k, out, following):
 
 
 @_quiet
+def column_moments(X, sample_weight, means, squares, out):
+    """Mean of each column by weight, sum of its squared deviations by weight, and to `out` the sum of the weights.
+
+    The compiled sets take deviations from the first row: what then cancels in the squares, its own had brought.
+    """
+    columns, weight = X.astype(np.float64), sample_weight.astype(np.float64)
+    out[0] = np.sum(weight)
+    means[:] = weight @ columns / out[0]
+    squares[:] = weight @ (columns - means) ** 2
+
+
+@_quiet
 def logistic_sgd_epoch(
     X,
     centre,
@@ -244,7 +267,7 @@ def logistic_newton_pass(X, centre, scale, y, sample_weight, coef, sums, hessian
     scores of class 0 and those of class 1, and if it has four rows the same times the weights once more; `hessian` and
     `squares` (d + 1, d + 1), unless they are empty, the lower triangles of the loss's Hessian and of the scores' outer
     products. `out` is the sum of the losses and, kept with `squares`, the least log-odds of class 1 and the largest
-    of class 0.
+    of class 0, and by class the sums of the weights and of their squares.
     """
     rows = np.column_stack([(X - centre) * scale, np.ones(len(X), dtype=X.dtype)])
     logit = rows @ coef
@@ -260,6 +283,101 @@ def logistic_newton_pass(X, centre, scale, y, sample_weight, coef, sums, hessian
         squares += np.tril((rows.T * residual**2) @ rows)
         out[1] = np.min(logit[y != 0], initial=out[1])
         out[2] = np.max(logit[y == 0], initial=out[2])
+        for i, power in enumerate([sample_weight, np.square(sample_weight, dtype=np.float64)]):
+            out[3 + 2 * i : 5 + 2 * i] += [np.sum(power[y == label], dtype=np.float64) for label in (0, 1)]
+
+
+def _newton_step(hessian, gradient):
+    """Solve for the step, with as much added to the diagonal as makes the Hessian positive definite."""
+    damped = hessian.copy()
+    largest = max(np.max(np.diag(hessian)), np.finfo(np.float64).tiny)
+    ridge = LEAST_RIDGE * largest
+    while ridge < largest:
+        damped[np.diag_indices_from(damped)] += ridge
+        try:
+            return cho_solve(cho_factor(damped, lower=True), gradient)
+        except (np.linalg.LinAlgError, ValueError):
+            ridge *= 1000
+    return gradient / largest
+
+
+@_quiet
+def logistic_newton_steps(
+    X,
+    centre,
+    scale,
+    y,
+    sample_weight,
+    ridge,
+    mass,
+    tol,
+    slack,
+    metric,
+    coef,
+    step,
+    sums,
+    hessian,
+    squares,
+    out,
+    losses,
+    state,
+):
+    """Make steps of Newton's method down the mean loss of `logistic_newton_pass` plus half of `ridge` times coef^2.
+
+    A pass looks at coef - share * step. It writes `sums` to `out`: all of them if `state` says SCORES, without
+    squares if HESSIAN, and without a Hessian if GRADIENT: then the next step takes the one in the lower triangle of
+    `metric`, whose place is overwritten otherwise. Without rows there is no pass: the caller has made it, and judged
+    it is alone. Where the loss has not come down enough for the step, but for `slack` times itself, the share is
+    halved; or else that is the new coef, `losses` gets the cross-entropy there, and the next step is made.
+
+    `state` is STAGE, what the pass writes; STATUS; SHARE; VALUE, the penalised loss at coef; DECREMENT, the product
+    of the step and the gradient there; BORROWED, whether the step is from a Hessian of the caller's; N_LOSSES, how
+    many there are new ones. It returns when the decrement is at most `tol` (CONVERGED), when no share of the step
+    comes down (STUCK), and when there is no room for one more loss (FULL): then it would go on from there.
+    """
+    state[STATUS], state[N_LOSSES] = RUNNING, 0
+    while True:
+        trial = coef - state[SHARE] * step
+        if len(X):
+            for array in (sums, hessian, squares):
+                array[:] = 0
+            out[:] = 0, np.inf, -np.inf, 0, 0, 0, 0
+            outputs = (
+                sums if state[STAGE] == SCORES else sums[:2],
+                hessian if state[STAGE] != GRADIENT else hessian[:0],
+                squares if state[STAGE] == SCORES else squares[:0],
+            )
+            logistic_newton_pass(X, centre, scale, y, sample_weight, trial.astype(X.dtype), *outputs, out)
+        value = out[0] / mass + np.sum(ridge * trial**2) / 2
+        wanted = SUFFICIENT_DECREASE * state[SHARE] * state[DECREMENT]
+        if not value <= state[VALUE] * (1 + slack) - wanted:
+            state[SHARE] /= 2
+            if state[SHARE] <= LEAST_SHARE and not state[BORROWED]:
+                state[STATUS] = STUCK
+                return
+            if state[SHARE] <= LEAST_SHARE:
+                # The rows that its Hessian came from were too unlike these.
+                state[BORROWED], state[SHARE], state[STAGE] = 0, 0, HESSIAN
+        elif state[N_LOSSES] == len(losses):
+            state[STATUS] = FULL
+            return
+        else:
+            losses[int(state[N_LOSSES])] = out[0] / mass
+            coef[:] = trial
+            gradient = (sums[0] + sums[1]) / mass + ridge * coef
+            if state[STAGE] != GRADIENT:
+                metric[:] = hessian / mass + np.diag(ridge)
+            step[:] = _newton_step(metric, gradient)
+            state[BORROWED] = state[STAGE] == GRADIENT
+            state[SHARE], state[VALUE], state[DECREMENT] = 1, value, gradient @ step
+            state[N_LOSSES] += 1
+            if not state[BORROWED] and state[DECREMENT] <= tol:
+                state[STATUS] = CONVERGED
+                return
+            # The next decrement will be about the square of this one.
+            state[STAGE] = SCORES if state[DECREMENT] ** 2 <= tol else HESSIAN
+        if len(X) == 0:
+            return
 
 
 def _layers(layer_sizes, params):

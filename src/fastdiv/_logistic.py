@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.linalg.lapack import dposv, dpotrf, dpotri
+from scipy.linalg.lapack import dposv, dpotrs
 
 from ._backend import BLOCK_SIZE, map_blocks, ready
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ._arrays import NDArray
 
-__all__ = ["LogisticLoss", "PolynomialTerms", "coefficient_covariance", "decrement", "lbfgs", "newton_from_few"]
+__all__ = ["LogisticLoss", "PolynomialTerms", "coefficient_covariance", "lbfgs", "newton_from_few"]
 
 # Values of the terms at once, and sums at once, whatever the data's size.
 BLOCK_VALUES = 1 << 18
@@ -27,11 +27,17 @@ RUN = 16
 START_TOL = 1e-3
 LEAST_ROWS = 1 << 14
 ROWS_PER_COEFFICIENT = 10
-# Under this share of the largest, an eigenvalue of the Hessian is rounding.
+# A step is the last without a look at where it ends only if it foretells a decrease of half of this.
+UNGUARDED = 1e-3
+# Under this share of the largest, a pivot of a Hessian is rounding.
 RIDGE = 1e-12
-TINY = float(np.finfo(np.float64).tiny)
-SUFFICIENT_DECREASE = 1e-4
-LEAST_STEP = 2.0**-30
+# Steps between two looks at Ctrl-C, in one block of rows.
+CHUNK_STEPS = 16
+FLOAT64 = np.dtype(np.float64)
+EPS = {dtype: float(np.finfo(dtype).eps) for dtype in (FLOAT64, np.dtype(np.float32))}
+# The state of `logistic_newton_steps`.
+GRADIENT, HESSIAN, SCORES = range(3)
+RUNNING, FULL, CONVERGED, STUCK = range(4)
 
 
 def _monomials(z, degree):
@@ -53,6 +59,11 @@ def _monomials(z, degree):
     return terms
 
 
+def _kernel_for(kernels, name, dtype):
+    """Return a kernel, that for doubles chosen once: to choose by the arguments costs as much as a thousand rows."""
+    return ready(kernels, name, ())[0] if dtype == FLOAT64 else getattr(kernels, name)
+
+
 class PolynomialTerms:
     """Polynomials of the standardised features, standardised in their turn.
 
@@ -62,13 +73,14 @@ class PolynomialTerms:
         What is taken from the polynomials, and what they are then multiplied by.
     """
 
-    def __init__(self, X: NDArray[np.floating], weight: NDArray[np.floating], degree: int) -> None:
+    def __init__(self, kernels: ModuleType, X: NDArray[np.floating], weight: NDArray[np.floating], degree: int) -> None:
         self.degree = 1
-        self.centre, self.scale = self._standardisation(X, weight)
+        moments = _kernel_for(kernels, "column_moments", X.dtype)
+        self.centre, self.scale = self._standardisation(moments, X, weight)
         if degree > 1:
             self.degree = degree
             self._feature_centre, self._feature_scale = self.centre, self.scale
-            self.centre, self.scale = self._standardisation(X, weight)
+            self.centre, self.scale = self._standardisation(moments, X, weight)
 
     def polynomials(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the terms before their standardisation: X itself for degree 1."""
@@ -82,49 +94,46 @@ class PolynomialTerms:
         terms *= self.scale
         return terms.astype(X.dtype, copy=False)
 
-    def _standardisation(self, X, weight):
+    def _standardisation(self, moments, X, weight):
         """Return means and inverse standard deviations by weight; the scale of a constant is 1."""
 
-        def moments(start, stop):
-            columns, mass = (
-                part.astype(np.float64, copy=False) for part in (self.polynomials(X[start:stop]), weight[start:stop])
-            )
-            total = float(mass.sum())
-            mean = mass @ columns / total
-            deviations = columns - mean
-            return total, mean, mass @ np.square(deviations, out=deviations)
+        def work(start, stop):
+            columns = self.polynomials(X[start:stop])
+            out = np.empty(2 * columns.shape[1] + 1)
+            means, squares, total = out[: columns.shape[1]], out[columns.shape[1] : -1], out[-1:]
+            moments(columns, weight[start:stop], means, squares, total)
+            return means, squares, total
 
+        blocks = map_blocks(work, len(X))
         with np.errstate(all="ignore"):
-            blocks = map_blocks(moments, len(X))
-            total, mean, squares = blocks[0]
+            mean, squares, total = blocks[0]
             if len(blocks) > 1:
-                totals, means, squares = (np.array(part, dtype=np.float64) for part in zip(*blocks, strict=True))
+                means, squares, totals = map(np.array, zip(*blocks, strict=True))
                 total = totals.sum()
-                mean = totals @ means / total
-                squares = squares.sum(axis=0) + totals @ np.square(means - mean)
-            variance = squares / total
+                mean = totals[:, 0] @ means / total
+                squares = squares.sum(axis=0) + totals[:, 0] @ np.square(means - mean)
             # As scikit-learn's StandardScaler tells a constant; and as far as the data's own rounding goes.
-            rounding = len(X) * np.finfo(np.float64).eps
-            constant = variance <= rounding * variance + np.square(rounding * mean)
-            constant |= variance <= np.square(4 * np.finfo(X.dtype).eps * mean)
-            scale = 1 / np.sqrt(np.where(constant, 1, variance))
-            centre, scale = mean.astype(X.dtype, copy=False), scale.astype(X.dtype, copy=False)
-        return centre, scale
+            rounding = max(len(X) * EPS[FLOAT64], 4 * EPS[X.dtype])
+            variance = squares / total
+            scale = [
+                1.0 if square <= (rounding * centre) * (rounding * centre) else 1 / math.sqrt(square)
+                for square, centre in zip(variance.tolist(), mean.tolist(), strict=True)
+            ]
+            return mean.astype(X.dtype, copy=False), np.array(scale).astype(X.dtype, copy=False)
 
 
-class Derivatives(NamedTuple):
-    """The mean loss with its penalty, the derivatives of both, and the moments of the rows' own gradients.
+class Scores(NamedTuple):
+    """The Hessian of the mean loss with its penalty, and the moments of the rows' scores, their losses' gradients.
 
-    Of the Hessian and of the squares, the sum of the outer products, there is the lower triangle, or nothing. The sums
-    are by class, 0 and 1, and in two more rows times the weights once more. The classes are separated if all log-odds
-    of class 1 are above all others.
+    Of the Hessian and of the squares, the sum of the scores' outer products, there is the lower triangle, or nothing.
+    The sums are by class, 0 and 1, and in two more rows times the weights once more; so are the masses, of the weights
+    and of their squares. The classes are separated if all log-odds of class 1 are above all others.
     """
 
-    value: float
-    gradient: NDArray[np.float64]
     hessian: NDArray[np.float64]
     sums: NDArray[np.float64]
     squares: NDArray[np.float64]
+    masses: NDArray[np.float64]
     is_separated: bool
 
 
@@ -141,15 +150,16 @@ class LogisticLoss:
         alpha: float,
     ) -> None:
         self.kernels, self.terms, self.alpha = kernels, terms, alpha
-        # Chosen once, or each call would choose by its arguments, which costs as much as a thousand rows.
-        is_double = X.dtype == np.float64
-        self.kernel = ready(kernels, "logistic_newton_pass", ())[0] if is_double else kernels.logistic_newton_pass
         self.X, self.y, self.weight = X, y, weight
-        self.n_coefficients = len(terms.centre) + 1
+        self.n_coefficients = n = len(terms.centre) + 1
         self.mass = float(weight.sum(dtype=np.float64))
-        self.ridge = np.full(self.n_coefficients, float(alpha))
+        self.ridge = np.full(n, float(alpha))
         self.ridge[-1] = 0
-        self.eps = float(np.finfo(X.dtype).eps)
+        self.eps = EPS[X.dtype]
+        # Of the first degree there is nothing to write down.
+        self.n_rows = len(X) if terms.degree == 1 else min(max(BLOCK_VALUES // n, 256), BLOCK_SIZE)
+        # A block of rows alone stays as it is from pass to pass.
+        self.columns = terms.polynomials(X) if len(X) <= min(self.n_rows, BLOCK_SIZE) else None
 
     def subset(self, rows: NDArray[np.intp]) -> LogisticLoss:
         """Return the loss of some rows."""
@@ -159,122 +169,123 @@ class LogisticLoss:
         """Return the penalty alone."""
         return 0.5 * float(coef @ (self.ridge * coef))
 
-    def __call__(self, coef: NDArray[np.float64], with_hessian: bool = True, with_scores: bool = False) -> Derivatives:
-        """Return the loss and its derivatives, and with `with_scores` the moments of the rows' own gradients."""
+    def __call__(self, coef: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """Return the loss and its gradient."""
+        sums, _, _, out = self._sums(coef, False, False)
+        return out[0] / self.mass + self.penalty(coef), (sums[0] + sums[1]) / self.mass + self.ridge * coef
+
+    def scores(self, coef: NDArray[np.float64]) -> Scores:
+        """Return what the covariance needs."""
+        sums, hessian, squares, out = self._sums(coef, True, True)
+        return _scores(hessian / self.mass + np.diag(self.ridge), sums, squares, out)
+
+    def decrement(self, coef: NDArray[np.float64], at: Scores) -> float:
+        """Return the squared Newton decrement, about twice what the loss is above its minimum."""
+        gradient = (at.sums[0] + at.sums[1]) / self.mass + self.ridge * coef
+        damping = RIDGE * at.hessian.diagonal().max()
+        _, step, info = dposv(at.hessian + damping * np.eye(len(coef)), gradient, lower=1)
+        return float(gradient @ step) if info == 0 else math.inf
+
+    def _sums(self, coef, with_hessian, with_scores):
+        """Return what `logistic_newton_pass` adds up."""
         n, terms = self.n_coefficients, self.terms
         side = n if with_hessian else 0
-        # Of the first degree there is nothing to write down.
-        n_rows = len(self.X) if terms.degree == 1 else min(max(BLOCK_VALUES // n, 256), BLOCK_SIZE)
         shapes = (4 if with_scores else 2, n), (side, side), (n, n) if with_scores else (0, 0)
         rounded = coef.astype(self.X.dtype, copy=False)
+        kernel = _kernel_for(self.kernels, "logistic_newton_pass", self.X.dtype)
 
         def work(start, stop):
-            outputs = [*map(np.zeros, shapes), np.array([0.0, math.inf, -math.inf])]
-            for first in range(start, stop, n_rows):
-                rows = slice(first, min(first + n_rows, stop))
-                columns = terms.polynomials(self.X[rows])
-                self.kernel(columns, terms.centre, terms.scale, self.y[rows], self.weight[rows], rounded, *outputs)
+            outputs = [*map(np.zeros, shapes), np.array([0.0, math.inf, -math.inf, 0.0, 0.0, 0.0, 0.0])]
+            for first in range(start, stop, self.n_rows):
+                rows = slice(first, min(first + self.n_rows, stop))
+                columns = terms.polynomials(self.X[rows]) if self.columns is None else self.columns
+                kernel(columns, terms.centre, terms.scale, self.y[rows], self.weight[rows], rounded, *outputs)
             return outputs
 
         blocks = map_blocks(work, len(self.X), max(BLOCK_SIZE, -(-len(self.X) // MOST_BLOCKS)))
-        sums, hessian, squares, out = blocks[0]
+        totals = blocks[0]
         for others in blocks[1:]:
-            sums += others[0]
-            hessian += others[1]
-            squares += others[2]
-            out[:] = out[0] + others[3][0], min(out[1], others[3][1]), max(out[2], others[3][2])
-        shrinkage = self.ridge * coef
-        gradient = (sums[0] + sums[1]) / self.mass + shrinkage
-        if with_hessian:
-            hessian /= self.mass
-            hessian.reshape(-1)[:: n + 1] += self.ridge
-        loss, least_of_p, largest_of_q = out.tolist()
-        value = loss / self.mass + 0.5 * float(coef @ shrinkage)
-        return Derivatives(value, gradient, hessian, sums, squares, least_of_p > largest_of_q)
+            least, largest = min(totals[3][1], others[3][1]), max(totals[3][2], others[3][2])
+            for total, other in zip(totals, others, strict=True):
+                total += other
+            totals[3][1:3] = least, largest
+        return totals
+
+    def newton(
+        self, coef: NDArray[np.float64], max_iter: int, tol: float, hessian: NDArray[np.float64] | None = None
+    ) -> tuple:
+        """Minimise by Newton's method, its steps halved until the loss falls enough (Armijo 1966).
+
+        The squared decrement g' H^-1 g is twice the decrease that a step foretells. Once it is at most `tol`, one more
+        step is taken, which about squares it.
+
+        Parameters
+        ----------
+        coef : ndarray
+            The start.
+        max_iter : int
+            Most steps.
+        tol : float
+            The squared decrement at which the next step is the last, if it is at most UNGUARDED.
+        hessian : ndarray, optional
+            A Hessian for the first step, from elsewhere, its lower triangle.
+
+        Returns
+        -------
+        coef, losses, converged, scores
+            The minimum, the cross-entropy before each step, whether the decrement has come down, and the moments
+            of the scores where it was, within a last step, without squares where they were not looked for.
+        """
+        n, terms = self.n_coefficients, self.terms
+        steps = _kernel_for(self.kernels, "logistic_newton_steps", self.X.dtype)
+        tol = max(min(tol, UNGUARDED), self.eps)
+        coef, step = coef.astype(np.float64), np.zeros(n)
+        stage, metric = (HESSIAN, np.empty((n, n))) if hessian is None else (GRADIENT, hessian.copy())
+        status, share, losses = RUNNING, 1.0, []
+        state = np.array([stage, status, share, math.inf, 0.0, 0.0, 0.0])
+        columns, outputs = self.columns, (np.empty((4, n)), np.empty((n, n)), np.empty((n, n)), np.empty(7))
+        while status == RUNNING or (status == FULL and len(losses) < max_iter):
+            if self.columns is None:
+                columns, outputs = self.X[:0], self._sums(coef - share * step, stage != GRADIENT, stage == SCORES)
+            found = np.empty(min(max_iter - len(losses), CHUNK_STEPS))
+            steps(
+                columns,
+                terms.centre,
+                terms.scale,
+                self.y,
+                self.weight,
+                self.ridge,
+                self.mass,
+                tol,
+                8 * self.eps,
+                metric,
+                coef,
+                step,
+                *outputs,
+                found,
+                state,
+            )
+            stage, status, share, _, _, _, n_losses = state.tolist()
+            losses += found[: int(n_losses)].tolist()
+        sums, _, squares, out = outputs
+        if status != CONVERGED or stage != SCORES:
+            squares = squares[:0]
+        if status != STUCK:
+            coef -= share * step
+        return coef, losses, status == CONVERGED, _scores(metric, sums, squares, out)
 
 
-def _newton_step(hessian, gradient):
-    """Solve for the step, with as much added to the diagonal as makes the Hessian positive definite."""
-    damped = hessian.copy()
-    diagonal = damped.reshape(-1)[:: len(hessian) + 1]
-    largest = max(float(diagonal.max()), TINY)
-    ridge = RIDGE * largest
-    while ridge < largest:
-        diagonal += ridge
-        _, step, info = dposv(damped, gradient, lower=1)
-        if info == 0:
-            return step
-        ridge *= 1000
-    return gradient / largest
-
-
-def decrement(at: Derivatives) -> float:
-    """Return the squared Newton decrement, about twice what the loss is above its minimum."""
-    return float(at.gradient @ _newton_step(at.hessian, at.gradient))
-
-
-def newton(
-    loss: LogisticLoss, coef: NDArray[np.float64], max_iter: int, tol: float, hessian: NDArray[np.float64] | None = None
-) -> tuple:
-    """Minimise by Newton's method, its steps halved until the loss falls enough (Armijo 1966).
-
-    The squared decrement g' H^-1 g is twice the decrease that a step foretells. Once it is at most `tol`, one more
-    step is taken, which about squares it.
-
-    Parameters
-    ----------
-    loss : LogisticLoss
-        What is minimised.
-    coef : ndarray
-        The start.
-    max_iter : int
-        Most steps.
-    tol : float
-        The squared decrement at which the next step is the last.
-    hessian : ndarray, optional
-        A Hessian for the first step, from elsewhere.
-
-    Returns
-    -------
-    coef, losses, converged, derivatives
-        The minimum, the cross-entropy before each step, whether the decrement has come down, and the derivatives
-        where it was, within a last step.
-    """
-    losses = []
-    at, step_hessian = loss(coef, hessian is None), hessian
-    while True:
-        losses.append(at.value - loss.penalty(coef))
-        step = _newton_step(at.hessian if step_hessian is None else step_hessian, at.gradient)
-        decrement = float(at.gradient @ step)
-        if step_hessian is None and decrement <= max(tol, loss.eps):
-            return coef - step, losses, True, at
-        # The next decrement will be about the square of this one.
-        is_near = decrement * decrement <= tol
-        share = 1.0
-        while True:
-            trial = coef - share * step
-            found = loss(trial, with_scores=is_near)
-            if found.value <= at.value - SUFFICIENT_DECREASE * share * decrement + 8 * loss.eps * at.value:
-                break
-            share /= 2
-            if not share > LEAST_STEP:
-                if step_hessian is None:
-                    return coef, losses, False, at
-                # The rows that it came from were too unlike these.
-                trial, found = coef, loss(coef)
-                break
-        coef, at, step_hessian = trial, found, None
-        if len(losses) == max_iter:
-            return coef, losses, False, at
+def _scores(hessian, sums, squares, out):
+    return Scores(hessian, sums, squares, out[3:].reshape(2, 2), bool(out[1] > out[2]))
 
 
 def newton_from_few(loss: LogisticLoss, coef: NDArray[np.float64], max_iter: int, tol: float) -> tuple:
     """Minimise by Newton's method, many rows from the minimum and with the Hessian of a few; return what it does."""
     rows = _some_rows(loss.y, len(coef))
     if rows is None:
-        return newton(loss, coef, max_iter, tol)
+        return loss.newton(coef, max_iter, tol)
     coef, _, _, at = newton_from_few(loss.subset(rows), coef, max_iter, START_TOL)
-    return newton(loss, coef, max_iter, tol, at.hessian)
+    return loss.newton(coef, max_iter, tol, at.hessian)
 
 
 def _some_rows(y, n_coefficients):
@@ -295,7 +306,7 @@ def lbfgs(loss: LogisticLoss, coef: NDArray[np.float64], max_iter: int, tol: flo
 
     losses = []
     result = minimize(
-        lambda coef: loss(coef, with_hessian=False)[:2],
+        loss,
         coef,
         method="L-BFGS-B",
         jac=True,
@@ -304,37 +315,26 @@ def lbfgs(loss: LogisticLoss, coef: NDArray[np.float64], max_iter: int, tol: flo
         ),
         options={"maxiter": max_iter, "maxfun": 20 * max_iter, "gtol": tol, "ftol": loss.eps},
     )
-    return result.x, losses, bool(result.success), loss(result.x, with_scores=True)
+    return result.x, losses, bool(result.success), loss.scores(result.x)
 
 
-def _inverse(hessian):
-    """Invert from the lower triangle, or where that has no digits pseudo-invert."""
-    factor, info = dpotrf(hessian, lower=1)
-    diagonal = factor.diagonal()
-    if info == 0 and diagonal.min() > 1e-7 * diagonal.max():
-        return _symmetric(dpotri(factor, lower=1)[0])
-    return np.linalg.pinv(_symmetric(hessian), hermitian=True)
-
-
-def _symmetric(lower):
-    whole = lower + lower.T
-    whole.reshape(-1)[:: len(lower) + 1] /= 2
-    return whole
-
-
-def coefficient_covariance(loss: LogisticLoss, at: Derivatives) -> NDArray[np.float64]:
+def coefficient_covariance(at: Scores) -> NDArray[np.float64]:
     """Return the sandwich covariance of the coefficients.
 
     The samples of a class are drawn given their number, so what their scores have in common is no noise; what the
     classes' weights move the intercept by, the prior correction takes back. Each score is taken less its class's mean
     times its weight.
     """
-    squares = _symmetric(at.squares)
-    squared = np.square(loss.weight)
-    by_class = np.array([part.sum(where=loss.y == 1, dtype=np.float64) for part in (loss.weight, squared)])
-    mass, squared_mass = np.array([[loss.mass, squared.sum(dtype=np.float64)] - by_class, by_class]).T
-    means = at.sums[:2] / mass[:, None]
-    shared = at.sums[2:].T @ means
-    squares -= shared + shared.T - means.T @ (squared_mass[:, None] * means)
-    inverse = _inverse(at.hessian) / loss.mass
+    mass, squared_mass = at.masses[:, :, None]
+    means = at.sums[:2] / mass
+    half = at.squares - (at.sums[2:] - 0.5 * squared_mass * means).T @ means
+    half.reshape(-1)[:: len(half) + 1] -= 0.5 * at.squares.diagonal()
+    squares = (half + half.T) / np.square(mass.sum())
+    factor, moves, info = dposv(at.hessian, squares, lower=1)
+    pivots = factor.diagonal().tolist()
+    if info == 0 and min(pivots) > 1e-7 * max(pivots):
+        return dpotrs(factor, moves.T, lower=1)[0]
+    # The Hessian has no digits left to solve with.
+    lower = np.tril(at.hessian)
+    inverse = np.linalg.pinv(lower + np.tril(lower, -1).T, hermitian=True)
     return inverse @ squares @ inverse

@@ -28,7 +28,7 @@ from sklearn.utils.validation import (
 from ._arrays import as_count
 from ._backend import kernels
 from ._descent import LogisticDescent, Passes, RowOrder, generator_of, held_out
-from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, decrement, lbfgs, newton, newton_from_few
+from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
 from .estimate import AccuracyWarning, warn_of_accuracy
 from .functionals import FEW_ROWS, effective_sample_size, estimate_of, functionals, kl_bounds, warn_of_few
 
@@ -229,8 +229,9 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _standardised(self, X, weight, degree):
-        terms = PolynomialTerms(X, weight, degree)
-        if not np.all(np.isfinite(terms.centre) & np.isfinite(terms.scale) & (terms.scale > 0)):
+        terms = PolynomialTerms(kernels(self.backend), X, weight, degree)
+        scale = terms.scale.tolist()
+        if not (all(map(math.isfinite, [*terms.centre.tolist(), *scale])) and min(scale) > 0):
             self._check_finite(X)
             raise ValueError(f"X must have a spread that {X.dtype} can hold, up to its power {degree}")
         return terms
@@ -243,11 +244,11 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         if _is_plain(X) and type(y) is np.ndarray and y.shape == X.shape[:1] and y.dtype.kind in "biuf":
             # What scikit-learn asks of them is known at sight, and it takes ten times as long as a small fit to ask.
             # Whether X is finite its moments will tell.
-            low, high = y.min(), y.max()
+            low, high = sorted((y[0], y[(y != y[0]).argmax()]))
             in_p = y == high
-            n_p = np.count_nonzero(in_p)
             if (
-                n_p < len(y) == n_p + np.count_nonzero(y == low)
+                low < high
+                and np.count_nonzero(in_p) + np.count_nonzero(y == low) == len(y)
                 and float(low).is_integer()
                 and float(high).is_integer()
             ):
@@ -557,8 +558,9 @@ class LogisticRatioClassifier(RatioClassifier):
     max_iter : int
         Most steps of "newton" or "lbfgs", passes over the data of "sgd".
     tol : float
-        When the fit has converged. "newton": a step foretells a decrease of the loss of at most tol/2, which leaves
-        about its square. "lbfgs": no derivative of the loss is beyond tol. "sgd": see `n_iter_no_change`.
+        When the fit has converged. "newton": a step foretells a decrease of the loss of at most tol/2, or 5e-4 if tol
+        is beyond 1e-3, which leaves about its square. "lbfgs": no derivative of the loss is beyond tol. "sgd": see
+        `n_iter_no_change`.
     n_iter_no_change : int
         The loss of "sgd" has settled once it has not fallen by `tol` in so many passes.
     early_stopping : bool
@@ -709,7 +711,7 @@ class LogisticRatioClassifier(RatioClassifier):
         loss, validation = self._training(loss, random)
         coef, at = self._minimise(loss, start, validation, random)
         self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
-        self.coef_covariance_, self.separated_ = coefficient_covariance(loss, at), at.is_separated
+        self._scores, self.separated_ = at, at.is_separated
         if self.separated_:
             warn_of_accuracy(
                 "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
@@ -743,11 +745,17 @@ class LogisticRatioClassifier(RatioClassifier):
         self._masses, self.log_prior_ratio_ = np.array([n_q, n_p]) * self._weight_unit, math.log(n_q / n_p)
         return loss, validation
 
+    @property
+    def coef_covariance_(self) -> NDArray[np.float64]:
+        """Covariance of the coefficients and the intercept; computed when asked for."""
+        n = self.coef_.size + 1
+        return np.full((n, n), np.nan) if self._scores is None else coefficient_covariance(self._scores)
+
     def _minimise(self, loss, start, validation, random):
-        """Set the loss curves, n_iter_ and converged_, and return the coefficients and the derivatives there."""
+        """Set the loss curves, n_iter_ and converged_; return the coefficients and the moments of the scores there."""
         solve = {"newton": newton_from_few, "lbfgs": lbfgs}.get(self.solver)
         if self.solver == "newton" and start is not None:
-            solve = newton
+            solve = LogisticLoss.newton
         if start is None:
             start = np.zeros(loss.n_coefficients)
             start[-1] = -self.log_prior_ratio_ if solve else 0
@@ -757,13 +765,13 @@ class LogisticRatioClassifier(RatioClassifier):
         else:
             coef, at = self._descend(loss, start, validation, random), None
         if at is None or not at.squares.size:
-            at = loss(coef, with_scores=True)
+            at = loss.scores(coef)
         self.n_iter_ = len(self.loss_curve_)
         if not self.converged_:
             unit = "steps" if solve else "passes"
-            value = at.value - loss.penalty(coef)
+            value = loss(coef)[0] - loss.penalty(coef)
             warn_of_accuracy(f"no convergence in max_iter={self.max_iter} {unit}; the loss is {value:.6g}")
-        elif not (solve or self.early_stopping or at.is_separated) and decrement(at) * loss.mass > len(coef):
+        elif not (solve or self.early_stopping or at.is_separated) and loss.decrement(coef, at) * loss.mass > len(coef):
             # The samples' own chance makes it so large.
             warn_of_accuracy(
                 "the last steps have left the coefficients farther from the optimum than the standard errors hold: "
@@ -786,7 +794,7 @@ class LogisticRatioClassifier(RatioClassifier):
 
         def held_out_loss():
             coef = descent.found()
-            return validation(coef, with_hessian=False).value - validation.penalty(coef)
+            return validation(coef)[0] - validation.penalty(coef)
 
         passes.run(one_pass, descent.found, None if validation is None else held_out_loss, self._slow_down)
         self.loss_curve_, self.validation_loss_curve_ = passes.losses, passes.held_out_losses
@@ -842,7 +850,7 @@ class LogisticRatioClassifier(RatioClassifier):
         loss = self._pass(descent, X, in_p.astype(X.dtype), weight, order)
         self._descent, coef = descent, descent.found()
         self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
-        self.coef_covariance_, self.separated_, self.converged_ = np.full((len(coef), len(coef)), np.nan), None, False
+        self._scores, self.separated_, self.converged_ = None, None, False
         self.loss_curve_ = [*self.loss_curve_, loss / float(weight.sum(dtype=np.float64))]
         self.validation_loss_curve_, self.n_iter_ = [], len(self.loss_curve_)
 
@@ -877,9 +885,9 @@ def calibration_slope(log_odds, in_p, weight, backend):
 def uncalibrated(dtype):
     """Return a logistic regression that leaves its input as it is, and knows nothing of its error."""
     model = LogisticRatioClassifier()
-    model.terms_ = PolynomialTerms(np.array([[-1], [1]], dtype=dtype), np.ones(2, dtype=dtype), degree=1)
+    model.terms_ = PolynomialTerms(kernels(), np.array([[-1], [1]], dtype=dtype), np.ones(2, dtype=dtype), degree=1)
     model.coef_, model.intercept_ = np.ones((1, 1), dtype=dtype), np.zeros(1, dtype=dtype)
-    model.coef_covariance_ = np.full((2, 2), np.nan)
+    model._scores = None
     return model
 
 
