@@ -611,6 +611,51 @@ def _logistic(quick):
     )
 
 
+def _descent(quick):
+    n, d, n_epochs = 1000 if quick else 100_000, 10, 10
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, d))
+    y = (rng.random(n) < 1 / (1 + np.exp(-x @ rng.normal(scale=0.5, size=d)))).astype(int)
+
+    def loss(model):
+        return lambda: np.mean(np.logaddexp(0, np.where(y, -1, 1) * model.fit(x, y).decision_function(x)))
+
+    def fastdiv(backend):
+        from fastdiv import LogisticRatioClassifier
+
+        options = {"schedule": "constant", "average": True, "tol": 0, "n_iter_no_change": n_epochs}
+        return loss(
+            LogisticRatioClassifier(solver="sgd", max_iter=n_epochs, random_state=0, backend=backend, **options)
+        )
+
+    def scikit_learn():
+        from sklearn.linear_model import SGDClassifier
+
+        options = {"average": True, "max_iter": n_epochs, "tol": None, "random_state": 0}
+        return loss(SGDClassifier(loss="log_loss", **options))
+
+    def optimum():
+        from scipy.optimize import minimize
+        from scipy.special import expit
+
+        signs = np.where(y, 1.0, -1.0)
+        columns = np.column_stack([x, np.ones(n)])
+
+        def value(coef):
+            margins = signs * (columns @ coef)
+            return np.mean(np.logaddexp(0, -margins)), -(signs * expit(-margins)) @ columns / n
+
+        return minimize(value, np.zeros(d + 1), jac=True, method="BFGS", options={"gtol": 1e-8}).fun
+
+    return Row(
+        f"logistic regression by {n_epochs} passes of averaged SGD, {n:,} × {d}",
+        optimum(),
+        0.02 if quick else 0.005,
+        "what ten passes leave of the loss; the truth is its least, by scipy.optimize",
+        _peers(fastdiv, None, []) | {"scikit-learn": scikit_learn},
+    )
+
+
 def _from_samples(quick):
     n, rng = 1000, np.random.default_rng(0)
     x_p, x_q = rng.normal(1, 1, size=(n, 1)), rng.normal(0, 2, size=(n, 1))
@@ -647,6 +692,70 @@ def _from_samples(quick):
             "densratio": partial(densratio, "uLSIF"),
             "densratio (KLIEP)": partial(densratio, "KLIEP"),
         },
+    )
+
+
+def _neighbors(quick):
+    n, k, rng = 1000 if quick else 100_000, 5, np.random.default_rng(0)
+    x_p, x_q = rng.normal(1, 1, size=(n, 1)), rng.normal(0, 2, size=(n, 1))
+
+    def fastdiv(backend):
+        from fastdiv import knn_kl_divergence
+
+        return lambda: knn_kl_divergence(x_p, x_q, k, rng=0, backend=backend)
+
+    def scipy():
+        from scipy.spatial import cKDTree
+
+        def call():
+            (rho,), (nu,) = cKDTree(x_p).query(x_p, [k + 1])[0].T, cKDTree(x_q).query(x_p, [k])[0].T
+            return np.mean(np.log(nu / rho)) + math.log(n / (n - 1))
+
+        return call
+
+    def scikit_learn():
+        from sklearn.neighbors import NearestNeighbors
+
+        def call():
+            rho = NearestNeighbors(n_neighbors=k).fit(x_p).kneighbors()[0][:, -1]
+            nu = NearestNeighbors(n_neighbors=k).fit(x_q).kneighbors(x_p)[0][:, -1]
+            return np.mean(np.log(nu / rho)) + math.log(n / (n - 1))
+
+        return call
+
+    return Row(
+        f"KL from {n:,} samples of each by nearest neighbours, 1-D",
+        math.log(2) - 0.25,
+        6 * 1.35 / math.sqrt(n),
+        "six standard errors of the estimate; the truth is the closed form",
+        _peers(fastdiv, None, []) | {"SciPy": scipy, "scikit-learn": scikit_learn},
+    )
+
+
+def _least_squares(quick):
+    n, rng = 1000, np.random.default_rng(0)
+    x_p, x_q = rng.normal(1, 1, size=(n, 1)), rng.normal(0, 2, size=(n, 1))
+    # densratio's own.
+    grid = 10 ** np.linspace(-3, 1, 9)
+
+    def fastdiv(backend):
+        from fastdiv import LeastSquaresRatio
+
+        model = LeastSquaresRatio(bandwidths=grid, penalties=grid, standardise=False, random_state=0)
+        return lambda: np.mean(model.fit_samples(x_p, x_q).log_ratio(x_p))
+
+    def densratio():
+        from densratio import densratio
+
+        np.random.seed(0)  # noqa: NPY002 - its centres come from there
+        return lambda: np.mean(np.log(densratio(x_p, x_q, verbose=False).compute_density_ratio(x_p)))
+
+    return Row(
+        f"uLSIF with its cross-validation, {n:,} samples of each",
+        math.log(2) - 0.25,
+        6 * 0.596 / math.sqrt(n),
+        "six standard errors of the mean log-ratio; the truth is the closed form",
+        {"fastdiv": partial(fastdiv, None), "densratio": densratio},
     )
 
 
@@ -750,7 +859,10 @@ ROWS = {
     "trapezoid-100000": partial(_trapezoid, 100_000),
     "monte-carlo": _monte_carlo,
     "logistic": _logistic,
+    "descent": _descent,
     "from-samples": _from_samples,
+    "neighbors": _neighbors,
+    "least-squares": _least_squares,
     "network": _network,
 }
 
