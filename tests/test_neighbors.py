@@ -307,3 +307,13 @@ def test_by_name():
 def test_wrong_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         knn_kl_divergence(**({"x_p": np.arange(10.0), "x_q": np.arange(12.0)} | arguments))
+
+
+@pytest.mark.parametrize("power", [3, 5])
+def test_no_distance_is_tied_because_another_is_large(power):
+    rng = np.random.default_rng(0)
+    x_p, x_q = rng.standard_cauchy(2000), 2 * rng.standard_cauchy(2000)
+    # The divergence of a monotone function of the samples is theirs.
+    plain, found = (knn_kl_divergence(*parts, rng=0) for parts in ((x_p, x_q), (x_p**power, x_q**power)))
+    assert found.diagnostics["tied"] == 0
+    assert found == pytest.approx(plain, abs=0.01)

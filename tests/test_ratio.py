@@ -486,11 +486,32 @@ def test_parts_in_turn_are_one_pass():
     np.testing.assert_allclose(fitted_coef(model), fitted_coef(whole), rtol=1e-10)
     assert model.log_prior_ratio_ == pytest.approx(whole.log_prior_ratio_, abs=1e-12)
     assert np.mean(model.loss_curve_) == pytest.approx(whole.loss_curve_[0])
+    # Rows without weight are no rows.
+    padded, nothing = np.concatenate([X[:256], X[:256]]), np.zeros(256)
+    of_parts = clone(model).partial_fit(padded, np.tile(y[:256], 2), [0, 1], np.append(weight[:256], nothing))
+    np.testing.assert_allclose(
+        of_parts.log_ratio(X), clone(model).partial_fit(X[:256], y[:256], [0, 1], weight[:256]).log_ratio(X), rtol=1e-10
+    )
     # A fit goes on in parts as one goes on in a copy of it.
     twin = pickle.loads(pickle.dumps(whole))
     np.testing.assert_array_equal(
         fitted_coef(twin.partial_fit(X[:256], y[:256])), fitted_coef(whole.partial_fit(X[:256], y[:256]))
     )
+
+
+@quietly
+def test_a_warm_start_far_from_the_optimum_is_no_divergence():
+    X, y = two_classes()
+    model = descent(warm_start=True).fit(X, y).set_params(max_iter=1, learning_rate=1e-4)
+    assert model.fit(X, 1 - y).loss_curve_[0] > 2 * np.log(2)
+
+
+@quietly
+def test_a_warm_start_takes_data_that_the_last_terms_can_hold():
+    X, y = two_classes()
+    model = LogisticRatioClassifier(2, warm_start=True).fit(X.astype(np.float32), y)
+    with pytest.raises(ValueError, match="warm_start needs X near that of the last fit, got values from -"):
+        model.fit((1e30 * X).astype(np.float32), y)
 
 
 def test_what_parts_cannot_know():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ._arrays import NDArray
     from ._logistic import PolynomialTerms
 
-__all__ = ["LogisticDescent", "Passes", "RowOrder", "generator_of", "held_out"]
+__all__ = ["LogisticDescent", "Passes", "RowOrder", "generator_of", "held_out", "polynomials_at_once"]
 
 # Values of the data, and steps, between two looks at Ctrl-C: a few hundredths of a second, with NumPy a few tenths.
 CHUNK_VALUES = 1 << 22
@@ -70,6 +70,11 @@ class RowOrder:
             yield windows[(offset + n_whole * size) % self.n_rows, : self.n_rows % size].astype(np.intp)
 
 
+def polynomials_at_once(terms: PolynomialTerms, X: NDArray[np.floating]) -> NDArray[np.floating] | None:
+    """Return the polynomials of all rows, or None if they are so many that each pass makes them anew in parts."""
+    return terms.polynomials(X) if terms.degree == 1 or len(X) * len(terms.centre) <= CHUNK_VALUES else None
+
+
 class LogisticDescent:
     """Coefficients on their way down the logistic loss, which can go on over other rows."""
 
@@ -94,6 +99,7 @@ class LogisticDescent:
         epoch: Callable,
         terms: PolynomialTerms,
         X: NDArray[np.floating],
+        columns: NDArray[np.floating] | None,
         y: NDArray[np.floating],
         weight: NDArray[np.floating],
         order: RowOrder,
@@ -106,16 +112,14 @@ class LogisticDescent:
     ) -> float:
         """Make a pass over the rows in order; return the sum of their losses on the way.
 
-        The mean is over the steps from the one on that brings the rows seen to `average`, or none if that is 0.
+        The columns are those of `polynomials_at_once`. The mean is over the steps from the one on that brings the rows
+        seen to `average`, or none if that is 0.
         """
         size, n_terms = order.batch_size, len(terms.centre)
-        is_plain = terms.degree == 1
-        if not is_plain and len(X) * n_terms <= CHUNK_VALUES:
-            X, is_plain = terms.polynomials(X), True
         total, out = 0.0, np.empty(1)
         for rows in order.chunks(min(max(CHUNK_VALUES // (n_terms * size), 1), CHUNK_STEPS)):
-            data = X, terms.centre, terms.scale, y, weight, rows
-            if not is_plain:
+            data = columns, terms.centre, terms.scale, y, weight, rows
+            if columns is None:
                 data = terms.polynomials(X[rows]), *data[1:3], y[rows], weight[rows], np.arange(len(rows))
             for start, stop, coef_sum in self._parts(len(rows), size, average):
                 part = data[-1][start:stop]

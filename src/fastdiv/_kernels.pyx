@@ -139,7 +139,6 @@ cdef double LEAST_RIDGE = 1e-12
 cdef double SUFFICIENT_DECREASE = 1e-4
 cdef double LEAST_SHARE = 2.0 ** -30
 cdef double HALF_LOG_2PI = 0.91893853320467274178
-cdef double SQRT_2 = 1.41421356237309504880
 cdef double SQRT_HALF = 0.70710678118654752440
 cdef double LOG2_E = 1.44269504088896340736
 cdef double SQRT_HALF_LOG2_E = 0.84932180028801904272
@@ -277,22 +276,20 @@ cdef inline void _two_sum(double *total, double *compensation, double term) noex
     total[0] = s
 
 
-cdef inline void _column_shifts(
-    const floating *terms, Py_ssize_t n_terms, Py_ssize_t n_points, floating *shift
-) noexcept nogil:
-    """Find the largest of each column of terms (n_terms, BLOCK).
+cdef inline void _column_shifts(const floating *terms, Py_ssize_t n_terms, floating *shift) noexcept nogil:
+    """Find the largest of each column of a strip of terms (n_terms, BLOCK).
 
     A column without a finite maximum is not shifted: its -inf and NaN then come out as exp and log make them.
     """
     cdef floating t
     cdef Py_ssize_t k, i
-    for i in range(n_points):
+    for i in range(STRIP):
         shift[i] = terms[i]
     for k in range(1, n_terms):
-        for i in range(n_points):
+        for i in range(STRIP):
             t = terms[k * BLOCK + i]
             shift[i] = t if t > shift[i] else shift[i]
-    for i in range(n_points):
+    for i in range(STRIP):
         shift[i] = shift[i] if isfinite(shift[i]) else 0
 
 
@@ -311,7 +308,7 @@ cdef void _logsumexp_columns(
         return
     for start in range(_n_blocks(n_points, STRIP)):
         strip = terms + start * STRIP
-        _column_shifts(strip, n_terms, STRIP, shift)
+        _column_shifts(strip, n_terms, shift)
         for i in range(STRIP):
             total[i] = 0
         for group in range(_n_blocks(n_terms, GROUP)):
@@ -337,7 +334,7 @@ cdef void _responsibilities(floating *terms, Py_ssize_t n_terms, Py_ssize_t n_po
     cdef Py_ssize_t start, k, i
     for start in range(_n_blocks(n_points, STRIP)):
         strip = terms + start * STRIP
-        _column_shifts(strip, n_terms, STRIP, shift)
+        _column_shifts(strip, n_terms, shift)
         for i in range(STRIP):
             total[i] = 0
         for k in range(n_terms):

@@ -90,7 +90,7 @@ def mixture_logpdf_diag(x, log_weights, means, stds, out):
 
 @_quiet
 def mixture_logpdf_full(x, log_weights, means, whiteners, out):
-    """Log-density with full covariances, by the inverses of their lower Cholesky factors (K, D, D)."""
+    """Log-density with full covariances, by the inverses of their lower Cholesky factors (K, D, D), 0 above."""
     terms = np.empty((len(x), len(means)))
     for k in range(len(means)):
         terms[:, k], _ = _full_term(x, log_weights[k], means[k], whiteners[k])
@@ -199,7 +199,10 @@ def _window_distances(points, x, k):
 
 
 def neighbor_distances(points, x, k, out, following):
-    """Distances from x (n,) to the k-th nearest of the points (m,) and to the next, or infinity; both are in order."""
+    """Distances from x (n,) to the k-th nearest of points (m,), k at most m, and to the next, infinity if k is m.
+
+    Points and x are finite and in order.
+    """
     out[:] = _window_distances(points, x, k)
     following[:] = _window_distances(points, x, k + 1)
 

@@ -152,7 +152,6 @@ class _Line:
         # NumPy's sort takes four times as long where AVX-512 is slow to compress.
         self.points, self._module = np.empty(len(x)), module
         module.radix_sort(x[:, 0], np.empty(len(x)), self.points)
-        self.largest = max(-self.points[0], self.points[-1])
 
     def distances(self, x, k):
         """Return those from each x, in order too, to its k-th nearest point and to the next."""
@@ -169,7 +168,7 @@ class _Tree:
     """Points in more dimensions."""
 
     def __init__(self, x, module):
-        self.points, self._tree, self.largest = x, cKDTree(x), np.max(np.abs(x))
+        self.points, self._tree = x, cKDTree(x)
 
     def distances(self, x, k):
         return self._tree.query(x, k=[k, k + 1])[0].T
@@ -182,21 +181,21 @@ def _terms(x_p, x_q, k, module):
     """Return what the estimate is the mean of, in an order of its own, and which are tied and which repeated."""
     d = x_p.shape[1]
     p, q = ((_Line if d == 1 else _Tree)(x, module) for x in (x_p, x_q))
-    # Distances that differ by less are alike but for the rounding of a coordinate.
-    rounding = 4 * np.spacing(max(p.largest, q.largest))
     terms, is_tied, is_repeated = np.empty(len(x_p)), *np.empty((2, len(x_p)), dtype=bool)
 
-    @np.errstate(divide="ignore", invalid="ignore")
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def block(start, stop):
         rows = slice(start, stop)
         x = p.points[rows]
         (rho, rho_next), (nu, nu_next) = p.distances(x, k + 1), q.distances(x, k)
         terms[rows] = d * np.log(nu / rho)
+        # Distances that differ by less are alike but for the rounding of a coordinate.
+        rounding = 4 * np.spacing(np.abs(x).reshape(len(x), -1).max(axis=1) + np.maximum(rho, nu))
         is_repeated[rows] = rho <= rounding
         is_tied[rows] = (np.minimum(rho, rho_next - rho) <= rounding) | (np.minimum(nu, nu_next - nu) <= rounding)
         if is_tied[rows].any():
             (tied,) = np.nonzero(is_tied[rows])
-            radii = np.maximum(rho, nu)[tied] + rounding
+            radii = (np.maximum(rho, nu) + rounding)[tied]
             terms[start + tied] = digamma(p.counts(x[tied], radii) - 1) - digamma(q.counts(x[tied], radii))
 
     map_blocks(block, len(x_p))

@@ -27,7 +27,7 @@ from sklearn.utils.validation import (
 
 from ._arrays import as_count
 from ._backend import kernels
-from ._descent import LogisticDescent, Passes, RowOrder, generator_of, held_out
+from ._descent import LogisticDescent, Passes, RowOrder, generator_of, held_out, polynomials_at_once
 from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
 from .estimate import AccuracyWarning, warn_of_accuracy
 from .functionals import FEW_ROWS, effective_sample_size, estimate_of, functionals, kl_bounds, warn_of_few
@@ -176,7 +176,7 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         if not masses.sum() > 0:
             raise ValueError("sample_weight must leave weight, got none")
         if is_first:
-            self._masses, self._weight_unit = np.zeros(2), masses.sum() / len(X)
+            self._masses, self._weight_unit = np.zeros(2), masses.sum() / np.count_nonzero(weight)
         self._masses = self._masses + masses
         n_q, n_p = self._masses
         self.log_prior_ratio_ = math.log(n_q / n_p) if n_q > 0 and n_p > 0 else math.nan
@@ -214,7 +214,7 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
             weight = self._with_class_weight(weight, in_p)
             n_q, n_p = np.bincount(in_p, weights=weight)
             if not (n_p > 0 and n_q > 0):
-                raise ValueError(f"sample_weight must leave weight in each class, got {n_q} and {n_p}")
+                raise ValueError(f"sample_weight and class_weight must leave weight in each class, got {n_q} and {n_p}")
             self._check_finite(X)
             if not np.all(weight > 0):
                 X, in_p, weight = X[weight > 0], in_p[weight > 0], weight[weight > 0]
@@ -510,7 +510,9 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
 
     def _moves(self, X, terms, in_p):
         """Return what the rows of a fit without weights moved its coefficients by, and which rows go together."""
-        moves = coefficient_moves(terms, in_p, self._log_odds(terms), np.ones(len(X)), self._regression().alpha)
+        weight = self._with_class_weight(np.ones(len(X)), in_p)
+        alpha = self._regression().alpha
+        moves = coefficient_moves(terms, in_p, self._log_odds(terms), weight / weight.mean(), alpha)
         return moves, np.arange(len(X))
 
     def _diagnostics(self):
@@ -683,7 +685,8 @@ class LogisticRatioClassifier(RatioClassifier):
         as_count(self.degree, "degree", 1)
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             as_count(getattr(self, name), name, 1)
-        as_count(self.average, "average", 0)
+        if not isinstance(self.average, np.bool_):
+            as_count(self.average, "average", 0)
         for name, choices in (("solver", SOLVERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 wanted = ", ".join(map(repr, choices))
@@ -701,14 +704,17 @@ class LogisticRatioClassifier(RatioClassifier):
         )
 
     def _fit(self, X, in_p, weight):
-        start = None
+        random, start = check_random_state(self.random_state), None
+        held = self._held_out(in_p, weight, random)
         if self.warm_start and hasattr(self, "coef_"):
             X, weight, start = self._last_fit("warm_start", X, weight)
         else:
-            self.terms_ = self._standardised(X, weight, self.degree)
+            self.terms_ = self._standardised(X, np.where(held, 0, weight) if held.any() else weight, self.degree)
         loss = LogisticLoss(kernels(self.backend), self.terms_, X, in_p.astype(X.dtype), weight, self.alpha)
-        random = check_random_state(self.random_state)
-        loss, validation = self._training(loss, random)
+        validation = None
+        if held.any():
+            validation = loss.subset(np.flatnonzero(held))
+            loss = LogisticLoss(loss.kernels, loss.terms, X, loss.y, np.where(held, 0, weight), self.alpha)
         coef, at = self._minimise(loss, start, validation, random)
         self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
         self._scores, self.separated_ = at, at.is_separated
@@ -726,24 +732,24 @@ class LogisticRatioClassifier(RatioClassifier):
         dtype = self.coef_.dtype
         X, weight = X.astype(dtype, copy=False), weight.astype(dtype, copy=False)
         self._check_finite(X)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not np.all(np.isfinite(self.terms_.transform(np.stack([X.min(axis=0), X.max(axis=0)])))):
+                raise ValueError(f"{name} needs X near that of the last fit, got values from {X.min()} to {X.max()}")
         return X, weight, np.append(self.coef_, self.intercept_)
 
     def _n_terms(self, X):
         return math.comb(X.shape[1] + self.degree, self.degree) - 1
 
-    def _training(self, loss, random):
-        """Return the losses of the rows that are fitted and of those held out, or None."""
+    def _held_out(self, in_p, weight, random):
+        """Choose the rows that are held out; what is left of the classes makes the prior correction."""
         if not (self.solver == "sgd" and self.early_stopping):
-            return loss, None
-        in_p = loss.y == 1
+            return np.False_
         held = held_out(in_p, self.validation_fraction, random)
         if not (held[in_p].any() and held[~in_p].any()):
             raise ValueError(f"early_stopping needs rows of both classes to hold out, got {len(held)} rows")
-        validation = loss.subset(np.flatnonzero(held))
-        loss = LogisticLoss(loss.kernels, loss.terms, loss.X, loss.y, np.where(held, 0, loss.weight), loss.alpha)
-        n_q, n_p = np.bincount(in_p, weights=loss.weight)
+        n_q, n_p = np.bincount(in_p, weights=np.where(held, 0, weight))
         self._masses, self.log_prior_ratio_ = np.array([n_q, n_p]) * self._weight_unit, math.log(n_q / n_p)
-        return loss, validation
+        return held
 
     @property
     def coef_covariance_(self) -> NDArray[np.float64]:
@@ -771,7 +777,7 @@ class LogisticRatioClassifier(RatioClassifier):
             unit = "steps" if solve else "passes"
             value = loss(coef)[0] - loss.penalty(coef)
             warn_of_accuracy(f"no convergence in max_iter={self.max_iter} {unit}; the loss is {value:.6g}")
-        elif not (solve or self.early_stopping or at.is_separated) and loss.decrement(coef, at) * loss.mass > len(coef):
+        elif not (solve or at.is_separated) and loss.decrement(coef, at) * loss.mass > len(coef):
             # The samples' own chance makes it so large.
             warn_of_accuracy(
                 "the last steps have left the coefficients farther from the optimum than the standard errors hold: "
@@ -789,8 +795,10 @@ class LogisticRatioClassifier(RatioClassifier):
             rows = rows[loss.weight > 0]
         order = RowOrder(rows, self.batch_size, generator_of(random) if self.shuffle else None)
 
+        columns = polynomials_at_once(loss.terms, loss.X)
+
         def one_pass():
-            return self._pass(descent, loss.X, loss.y, loss.weight, order) / loss.mass
+            return self._pass(descent, loss.X, columns, loss.y, loss.weight, order) / loss.mass
 
         def held_out_loss():
             coef = descent.found()
@@ -798,7 +806,7 @@ class LogisticRatioClassifier(RatioClassifier):
 
         passes.run(one_pass, descent.found, None if validation is None else held_out_loss, self._slow_down)
         self.loss_curve_, self.validation_loss_curve_ = passes.losses, passes.held_out_losses
-        if self.loss_curve_[-1] > 2 * math.log(2):
+        if self.loss_curve_[-1] > max(2 * math.log(2), self.loss_curve_[0]):
             # With all coefficients zero it is log 2.
             raise self._divergence()
         if passes.best is None:
@@ -814,12 +822,13 @@ class LogisticRatioClassifier(RatioClassifier):
         self.converged_ = self.schedule != "adaptive" or self._rate <= MIN_RATE * self.learning_rate
         return self.converged_
 
-    def _pass(self, descent, X, y, weight, order):
+    def _pass(self, descent, X, columns, y, weight, order):
         """Make one pass of a descent and return the sum of the losses."""
         loss = descent.run(
             kernels(self.backend).logistic_sgd_epoch,
             self.terms_,
             X,
+            columns,
             y,
             weight,
             order,
@@ -847,7 +856,7 @@ class LogisticRatioClassifier(RatioClassifier):
         generator = generator_of(check_random_state(self.random_state)) if self.shuffle else None
         self._rate = self.learning_rate
         order = RowOrder(np.arange(len(X)), self.batch_size, generator)
-        loss = self._pass(descent, X, in_p.astype(X.dtype), weight, order)
+        loss = self._pass(descent, X, polynomials_at_once(self.terms_, X), in_p.astype(X.dtype), weight, order)
         self._descent, coef = descent, descent.found()
         self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
         self._scores, self.separated_, self.converged_ = None, None, False
