@@ -110,7 +110,7 @@ def test_separated_samples_are_told(write, capsys):
     assert "0 *" in out
     # 50 of 50: Clopper and Pearson's end is 0.025^(1/50).
     assert out.count("≥ 2.20") == 2
-    assert "* 0: the samples are separated: with 95 % confidence KL(A‖B) and KL(B‖A) are at least 2.2 and 2.2" in out
+    assert "* 0: the samples are separated: with 95 % confidence KL(A‖B) is at least 2.2 and KL" in out
     assert main(["compare", "a.npy", "b.npy", "--json"]) == 0
     (column,) = json.loads(capsys.readouterr().out)["columns"]
     assert column["js"]["standard_error"] is None
@@ -158,9 +158,8 @@ def test_a_warning_is_told_once_in_the_words_of_the_table(write, capsys):
     write("b.csv", table)
     assert main(["compare", "a.csv", "b.csv"]) == 0
     out = capsys.readouterr().out
-    assert "* u, v and 2 more: it has the same value in all rows: it tells nothing." in out
-    assert "* all jointly: u, v and 2 more has the same value in all rows: it tells nothing." in out
-    assert out.count("the same value") == 2
+    assert "* u, v and 2 more: it has the same value in all rows, which tells nothing." in out
+    assert out.count("the same value") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Divergences from samples by classifiers of any kind."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
@@ -93,7 +94,7 @@ def test_what_is_no_classifier_is_refused():
         kl_divergence_from_samples(*samples(50, 50), LinearRegression())
     with pytest.raises(ValueError, match=r"estimator must be one of 'logistic', .*, or a classifier, got 'forest'"):
         kl_divergence_from_samples(*samples(50, 50), "forest")
-    with pytest.raises(ValueError, match="telescoping must be None for 'knn', which has no log-ratio, got 4"):
+    with pytest.raises(ValueError, match="telescoping must be None for an estimator that is no classifier, got 4"):
         kl_divergence_from_samples(*samples(50, 50), "knn", telescoping=4)
 
 
@@ -155,7 +156,7 @@ def test_the_calibration_slope_is_near_1_where_the_model_is_right():
 
 def test_a_feature_with_one_value_is_told():
     x_p, x_q = (np.column_stack([x, x**2, np.ones(len(x))]) for x in samples(200, 200))
-    with pytest.warns(AccuracyWarning, match="feature 2 has the same value in all rows: it tells nothing"):
+    with pytest.warns(AccuracyWarning, match="feature 2 has the same value in all rows, which tells nothing"):
         with_constant = kl_divergence_from_samples(x_p, x_q, LogisticRatioClassifier(), rng=0)
     without = kl_divergence_from_samples(x_p[:, :2], x_q[:, :2], LogisticRatioClassifier(), rng=0)
     assert with_constant == pytest.approx(without, rel=1e-6)
@@ -246,7 +247,7 @@ def test_wrong_bridges_are_refused():
         kl_divergence_from_samples(*samples(100, 100), telescoping=0)
     with pytest.raises(ValueError, match="n_bridges must be a whole number, at least 1, got 0"):
         TelescopingRatioClassifier(LogisticRatioClassifier(), 0).fit_samples(*samples(100, 100))
-    with pytest.raises(TypeError, match="estimator must be a ratio classifier, got LogisticRegression"):
+    with pytest.raises(TypeError, match="estimator must be a ratio classifier of one ratio, got LogisticRegression"):
         TelescopingRatioClassifier(LogisticRegression()).fit_samples(*samples(100, 100))
 
 
@@ -259,3 +260,63 @@ def test_class_weights_leave_the_standard_error(class_weight):
 
     # As the spread over 60 samples does: 0.036, and with class weights 0.036 and 0.038.
     assert mean_error(class_weight=class_weight) == pytest.approx(mean_error(), rel=0.15)
+
+
+def test_a_seed_is_for_what_has_none():
+    x_p, x_q = samples(60, 60)
+    found = [
+        kl_divergence_from_samples(x_p, x_q, estimator, rng=rng)
+        for estimator, rng in (
+            (RandomForestClassifier(5), 0),
+            (RandomForestClassifier(5), 0),
+            (RandomForestClassifier(5, random_state=3), 0),
+        )
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+def test_columns_are_matched_by_name_or_refused():
+    pandas = pytest.importorskip("pandas")
+    x_p, x_q = (
+        pandas.DataFrame(np.random.default_rng(seed).normal(size=(60, 2)), columns=["a", "b"]) for seed in (0, 1)
+    )
+    for estimator in ("logistic", "ulsif", "knn"):
+        with pytest.raises(ValueError, match="x_p and x_q must have the same columns, got "):
+            kl_divergence_from_samples(x_p, x_q[["b", "a"]], estimator)
+
+
+def told(call):
+    """Return the warnings of a call."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in caught]
+
+
+def test_words_are_those_of_the_samples_that_were_given():
+    rng = np.random.default_rng(0)
+    x_p, x_q = rng.normal(size=(100, 2)), np.repeat(rng.normal(size=(100, 1)), 2, axis=1)
+    messages = told(lambda: divergences_from_samples(x_p, x_q, estimator="knn", rng=0))
+    assert "the 2 columns of x_q are linearly dependent: q has no density, and nothing is estimated" in messages
+    found = divergences_from_samples(*samples(200, 400), estimator="ulsif", rng=0)
+    assert "std_x_p" in found["kl_pq"].diagnostics
+    assert "std_x_q" in found["kl_qp"].diagnostics
+
+
+def test_constants_that_differ_are_told():
+    x_p, x_q = (np.column_stack([np.full(60, value), np.arange(60)]) for value in (1, 0))
+    message = "feature 0 has one value in x_p and another in x_q: the density ratio is unbounded"
+    assert told(lambda: kl_divergence_from_samples(x_p, x_q))[0] == message
+
+
+@pytest.mark.parametrize("unit", [1e-140, 1e200])
+def test_units_do_not_matter_to_neighbors(unit):
+    rng = np.random.default_rng(0)
+    x_p, x_q = rng.normal(size=(2, 200, 2))
+    found = [kl_divergence_from_samples(scale * x_p, scale * x_q, "knn", rng=0) for scale in (1, unit)]
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_a_spread_whose_square_vanishes_is_refused():
+    with pytest.raises(ValueError, match="X must have a spread whose square float64 can hold, got one of "):
+        kl_divergence_from_samples(1e-200 * np.arange(60.0), 1e-200 * np.arange(60.0, 120.0))

@@ -69,24 +69,26 @@ class PolynomialTerms:
 
     Attributes
     ----------
+    feature_centre, feature_scale : ndarray, shape (n_features,)
+        What is taken from the features, and what they are then multiplied by.
     centre, scale : ndarray, shape (n_terms,)
-        What is taken from the polynomials, and what they are then multiplied by.
+        The same of the polynomials.
     """
 
     def __init__(self, kernels: ModuleType, X: NDArray[np.floating], weight: NDArray[np.floating], degree: int) -> None:
         self.degree = 1
         moments = _kernel_for(kernels, "column_moments", X.dtype)
         self.centre, self.scale = self._standardisation(moments, X, weight)
+        self.feature_centre, self.feature_scale = self.centre, self.scale
         if degree > 1:
             self.degree = degree
-            self._feature_centre, self._feature_scale = self.centre, self.scale
             self.centre, self.scale = self._standardisation(moments, X, weight)
 
     def polynomials(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the terms before their standardisation: X itself for degree 1."""
         if self.degree == 1:
             return X
-        return _monomials((X - self._feature_centre) * self._feature_scale, self.degree)
+        return _monomials((X - self.feature_centre) * self.feature_scale, self.degree)
 
     def transform(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the terms, shape (n, n_terms), in the dtype of X."""

@@ -25,6 +25,7 @@ MIN_ROWS = 10
 MOST_QUADRATIC = 30
 ROWS_PER_COEFFICIENT = 10
 BAR_WIDTH = 8
+NUMBER = r"[-+]?[0-9](?:[0-9.e+-]*[0-9])?"
 DECIMALS = 3
 SEED = 0
 
@@ -271,8 +272,11 @@ def _compared(names, a, b, labels, degree=2):
         except ValueError as error:
             what = f"column {names[0]!r}" if len(names) == 1 else "all columns at once"
             raise UserError(f"{what} cannot be compared: {str(error).splitlines()[0]}") from None
-    told = {_in_words_of_the_table(str(w.message), names, labels) for w in caught if w.category is AccuracyWarning}
-    return found, sorted(told)
+    messages = {str(w.message) for w in caught if w.category is AccuracyWarning}
+    if len(names) > 1:
+        # Each column has told its own.
+        messages = {message for message in messages if not message.startswith("feature")}
+    return found, sorted(_in_words_of_the_table(message, names, labels) for message in messages)
 
 
 def _in_words_of_the_table(message, names, labels):
@@ -281,11 +285,7 @@ def _in_words_of_the_table(message, names, labels):
     words = {"x_p": a, "x_q": b, "(p‖q)": f"({a}‖{b})", "(q‖p)": f"({b}‖{a})", "under q": f"under {b}"}
     for word, label in words.items():
         message = message.replace(word, label)
-    features = re.match("feature ([0-9, ]+) has", message)
-    if features is None:
-        return message
-    which = "it" if len(names) == 1 else _some(names[int(i)] for i in features[1].split(","))
-    return f"{which} has{message[features.end() :]}"
+    return re.sub("^feature 0", "it", message)
 
 
 def _some(names):
@@ -334,14 +334,22 @@ def _row(name, found, notes):
     return f"{name} *" if notes else name, bar, value, interval, *kl
 
 
+def _in_common(notes):
+    """Return notes that differ by numbers alone as one, without these."""
+    numbers = [re.findall(NUMBER, note) for note in notes]
+    shared = iter(values[0] if len(set(values)) == 1 else "…" for values in zip(*numbers, strict=True))
+    return re.sub(NUMBER, lambda _: next(shared), notes[0])
+
+
 def _print_notes(results):
     """Print each kind of warning once, with the columns that it is about."""
     kinds = {}
     for name, _, notes in results:
         for note in notes:
-            kinds.setdefault(re.sub(r"[-+]?[0-9][0-9.e+-]*", "0", note), []).append((name, note))
+            kinds.setdefault(re.sub(NUMBER, "0", note), []).append((name, note))
     for told in kinds.values():
-        text = f"* {_some(name for name, _ in told)}: {told[0][1]}."
+        names, notes = zip(*told, strict=True)
+        text = f"* {_some(names)}: {_in_common(notes)}."
         _console().print(_printable(text), markup=False, highlight=False)
 
 

@@ -9,7 +9,7 @@ from scipy.special import betaincinv, expit, logsumexp, rel_entr, softmax
 
 from .estimate import Estimate, warn_of_accuracy
 
-__all__ = ["certified_bounds", "effective_sample_size", "estimate_of", "functionals", "kl_bounds", "warn_of_few"]
+__all__ = ["certified_bounds", "effective_sample_size", "estimate_of", "functionals", "kl_lower_bounds", "warn_of_few"]
 
 # Of fewer rows a mean is not normal enough for its standard error.
 FEW_ROWS = 50
@@ -31,7 +31,7 @@ def functionals(x_p=None, x_q=None):
     return found
 
 
-def kl_bounds(x_p, x_q):
+def kl_lower_bounds(x_p, x_q):
     """Return lower bounds on KL(p || q) as `functionals` returns divergences.
 
     The logarithm of Donsker and Varadhan's mean is taken to be linear about it: the terms add up to the bound, and
@@ -78,7 +78,8 @@ def warn_of_few(size, n):
 def certified_bounds(log_ratio_p, log_ratio_q, level=0.95):
     """Return lower bounds on the divergences that hold with confidence `level`, whatever the densities.
 
-    The arguments are log-ratios of fits that have not seen the samples. A log-ratio's sign is one bit, and of no
+    The arguments are log-ratios of one fit that has not seen the samples; of cross-fitted ones, whose signs depend on
+    each other a little, the confidence is nearly that. A log-ratio's sign is one bit, and of no
     function of the samples do the divergences exceed those of the samples themselves (Cover & Thomas 2006, section
     2.8). How often it is positive under p and q lies, each time but in half of 1 - `level`, beyond the ends that
     Clopper & Pearson (1934) give. No bound from n samples that always holds is much beyond log n (McAllester & Stratos

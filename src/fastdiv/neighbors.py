@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
-from scipy.special import digamma
+from scipy.special import digamma, stdtrit
 
 from ._arrays import as_count, as_rng
 from ._backend import kernels, map_blocks
@@ -17,7 +17,7 @@ from .ratio import checked_samples
 if TYPE_CHECKING:
     from ._arrays import ArrayLike, Seed
 
-__all__ = ["knn_kl_divergence"]
+__all__ = ["knn_estimate", "knn_kl_divergence"]
 
 # Parts whose spread is the standard error, the most rows of the smaller sample that each has, and the fewest for each
 # neighbour.
@@ -113,14 +113,20 @@ def knn_kl_divergence(
     >>> bool(low < 0.443147 < high)
     True
     """
-    x_p, x_q = checked_samples(x_p, x_q)
-    k, rng, module = as_count(n_neighbors, "n_neighbors", 1), as_rng(rng), kernels(backend)
+    return knn_estimate(*checked_samples(x_p, x_q), as_count(n_neighbors, "n_neighbors", 1), as_rng(rng), backend)
+
+
+def knn_estimate(x_p, x_q, k=5, rng=None, backend=None, p="p", q="q"):
+    """Return what `knn_kl_divergence` does of samples that are checked, by what names warnings call them."""
+    module = kernels(backend)
     if k >= len(x_p) or k > len(x_q):
         rows = f"{len(x_p)} and {len(x_q)}"
-        raise ValueError(f"n_neighbors must be under the rows of x_p and no more than those of x_q, {rows}, got {k}")
+        raise ValueError(
+            f"n_neighbors must be under the rows of x_{p} and no more than those of x_{q}, {rows}, got {k}"
+        )
     x_p, x_q = _scaled(x_p, x_q)
     terms, is_tied, is_repeated = _terms(x_p, x_q, k, module)
-    _warn_of_no_density(x_p, is_repeated, k)
+    _warn_of_no_density(x_p, is_repeated, k, p, q)
     value = float(np.mean(terms))
     error, found = _error(value, x_p, x_q, k, rng, module)
     return Estimate(
@@ -138,10 +144,14 @@ def _scaled(x_p, x_q):
     x_p, x_q = (x.astype(np.float64, copy=False) for x in (x_p, x_q))
     if x_p.shape[1] > 1:
         x = np.concatenate([x_p, x_q])
-        varies = np.ptp(x, axis=0) > 0
+        varies = x.min(axis=0) < x.max(axis=0)
         varies[0] |= not varies.any()
-        scale = np.std(x[:, varies], axis=0) if np.sum(varies) > 1 else 1.0
-        x_p, x_q = x_p[:, varies] / scale, x_q[:, varies] / scale
+        x = x[:, varies]
+        if x.shape[1] > 1:
+            # First by a power of two, which is exact, for what the squares of the largest values overflow.
+            x = np.ldexp(x, -np.frexp(np.abs(x).max(axis=0))[1])
+            x /= np.std(x, axis=0)
+        x_p, x_q = x[: len(x_p)], x[len(x_p) :]
     return x_p, x_q
 
 
@@ -213,7 +223,7 @@ def _error(value, x_p, x_q, k, rng, module):
     growth = value - float(np.mean(values))
     sampling = float(np.std(values, ddof=1)) * math.sqrt(share)
     bias = -growth / (share ** (-1 / max(x_p.shape[1], 3)) - 1)
-    if growth > max(-GROWTH * math.log(share), 2 * sampling):
+    if growth > max(-GROWTH * math.log(share), stdtrit(len(values) - 1, 0.975) * sampling):
         warn_of_accuracy(
             f"the estimate grows with the samples, by {growth:.2g} nats from parts with {share:.2g} of their rows: it "
             "is likely too low"
@@ -231,12 +241,14 @@ def _values_of_parts(x_p, x_q, k, rng, module):
     return [float(np.mean(_terms(x_p[i], x_q[j], k, module)[0])) for i, j in zip(*rows, strict=True)], share
 
 
-def _warn_of_no_density(x_p, is_repeated, k):
+def _warn_of_no_density(x_p, is_repeated, k, p, q):
     if np.mean(is_repeated) > REPEATED:
         warn_of_accuracy(
-            f"{np.mean(is_repeated):.0%} of the rows of x_p are there more than n_neighbors={k} times: where p has "
-            "atoms and q has not the divergence is infinite, and what is estimated is a ratio of counts"
+            f"{np.mean(is_repeated):.0%} of the rows of x_{p} are there more than n_neighbors={k} times: where {p} has "
+            f"atoms and {q} has not the divergence is infinite, and what is estimated is a ratio of counts"
         )
     d = x_p.shape[1]
     if len(x_p) > d > 1 and np.linalg.matrix_rank(np.cov(x_p.T), tol=SINGULAR, hermitian=True) < d:
-        warn_of_accuracy(f"the {d} columns of x_p are linearly dependent: p has no density, and nothing is estimated")
+        warn_of_accuracy(
+            f"the {d} columns of x_{p} are linearly dependent: {p} has no density, and nothing is estimated"
+        )

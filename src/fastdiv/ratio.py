@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ from ._backend import kernels
 from ._descent import LogisticDescent, Passes, RowOrder, generator_of, held_out, polynomials_at_once
 from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
 from .estimate import AccuracyWarning, warn_of_accuracy
-from .functionals import FEW_ROWS, effective_sample_size, estimate_of, functionals, kl_bounds, warn_of_few
+from .functionals import FEW_ROWS, effective_sample_size, estimate_of, functionals, kl_lower_bounds, warn_of_few
 
 if TYPE_CHECKING:
     from typing import Self
@@ -48,6 +48,7 @@ DECAY = 0.2
 MIN_RATE = 1e-4
 # Below this slope of the labels in the log-odds of rows held out, or over its inverse, a classifier is ill calibrated.
 GOOD_SLOPE = 0.8
+LEAST_SPREAD = 1e-150
 
 
 def _learns_in_parts(estimator):
@@ -234,6 +235,11 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         if not (all(map(math.isfinite, [*terms.centre.tolist(), *scale])) and min(scale) > 0):
             self._check_finite(X)
             raise ValueError(f"X must have a spread that {X.dtype} can hold, up to its power {degree}")
+        if 1.0 in terms.feature_scale.tolist():
+            # Constants have that scale; and what is taken for one because its square is 0.
+            spread = np.ptp(X, axis=0)[terms.feature_scale == 1]
+            if np.any((spread > 0) & (spread < LEAST_SPREAD)):
+                raise ValueError(f"X must have a spread whose square float64 can hold, got one of {spread.min()}")
         return terms
 
     def _check_finite(self, X):
@@ -290,9 +296,7 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             If a sample is empty, or the numbers of features differ.
         """
-        names = [_get_feature_names(x) for x in (x_p, x_q)]
-        if all(name is not None for name in names) and list(names[0]) != list(names[1]):
-            raise ValueError(f"x_p and x_q must have the same columns, got {list(names[0])} and {list(names[1])}")
+        names = _get_feature_names(x_p)
         x_p, x_q = checked_samples(x_p, x_q)
         weight = None
         if sample_weight_p is not None or sample_weight_q is not None:
@@ -303,8 +307,8 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
                 ]
             )
         self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
-        if names[0] is not None:
-            self.feature_names_in_ = names[0]
+        if names is not None:
+            self.feature_names_in_ = names
         return self
 
     def _log_odds(self, terms):
@@ -439,7 +443,7 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         if kind not in kinds:
             raise ValueError(f"kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
         with np.errstate(invalid="ignore"):
-            bound = self._estimates(kl_bounds, x_p=x_p, x_q=x_q)[kind]
+            bound = self._estimates(kl_lower_bounds, x_p=x_p, x_q=x_q)[kind]
         warn_of_few(bound.diagnostics["effective_sample_size"], len(x_q))
         return bound
 
@@ -806,8 +810,8 @@ class LogisticRatioClassifier(RatioClassifier):
 
         passes.run(one_pass, descent.found, None if validation is None else held_out_loss, self._slow_down)
         self.loss_curve_, self.validation_loss_curve_ = passes.losses, passes.held_out_losses
-        if self.loss_curve_[-1] > max(2 * math.log(2), self.loss_curve_[0]):
-            # With all coefficients zero it is log 2.
+        if self.loss_curve_[-1] > 2 * math.log(2) and self.loss_curve_[-1] > loss(start)[0]:
+            # With all coefficients zero it is log 2; a warm start may be anywhere.
             raise self._divergence()
         if passes.best is None:
             return descent.found()
@@ -933,7 +937,7 @@ class RatioFromClassifier(CalibratedRatioClassifier):
     estimator : estimator
         A classifier with `decision_function`, or else `predict_proba`.
     cv : int or splitter
-        The cross-validation, as scikit-learn takes it.
+        The cross-validation, as scikit-learn takes it; no more parts than the smaller sample has rows.
     backend : str or None
         The kernel set of the calibration, as in `use_backend`.
 
@@ -989,8 +993,10 @@ class RatioFromClassifier(CalibratedRatioClassifier):
     def _fit(self, X, in_p, weight):
         self._check_finite(X)
         estimator, method = clone(self.estimator), self._method()
+        fewest = min(np.count_nonzero(in_p), np.count_nonzero(~in_p))
+        cv = max(min(self.cv, fewest), 2) if isinstance(self.cv, Integral) else self.cv
         params = {"sample_weight": weight} if has_fit_parameter(estimator, "sample_weight") else None
-        output = cross_val_predict(estimator, X, in_p, cv=self.cv, method=method, params=params)
+        output = cross_val_predict(estimator, X, in_p, cv=cv, method=method, params=params)
         self.estimator_ = estimator.fit(X, in_p, **(params or {}))
         self._n_rows = len(X)
         self._calibrate(self._log_odds_of(output, X.dtype), in_p, weight)
@@ -1011,6 +1017,15 @@ class RatioFromClassifier(CalibratedRatioClassifier):
 def _is_plain(X):
     """Tell an array that the kernels take as it is."""
     return type(X) is np.ndarray and X.dtype in FLOATS and X.ndim == 2 and X.flags.c_contiguous and X.size > 0
+
+
+def seeded(estimator, draw):
+    """Return a copy of an estimator, with what has no `random_state` of its own seeded by ``draw()``."""
+    twin = clone(estimator)
+    parameters = sorted(twin.get_params().items())
+    return twin.set_params(
+        **{name: draw() for name, value in parameters if value is None and name.split("__")[-1] == "random_state"}
+    )
 
 
 def with_intercept(terms):
@@ -1049,7 +1064,10 @@ def _as_matrix(x):
 
 
 def checked_samples(x_p, x_q):
-    """Return two samples as matrices with the same number of columns."""
+    """Return two samples as matrices with the same columns."""
+    names = [_get_feature_names(x) for x in (x_p, x_q)]
+    if all(name is not None for name in names) and list(names[0]) != list(names[1]):
+        raise ValueError(f"x_p and x_q must have the same columns, got {list(names[0])} and {list(names[1])}")
     samples = []
     for name, x in (("x_p", x_p), ("x_q", x_q)):
         with _naming(name):

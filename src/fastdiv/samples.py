@@ -7,14 +7,14 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.model_selection import KFold
 
 from ._arrays import as_count, as_rng
 from .estimate import AccuracyWarning, warn_of_accuracy
 from .functionals import FEW_ROWS, certified_bounds, estimate_of, functionals
 from .kernel_ratio import KernelRatio, KLIEPRatio, LeastSquaresRatio, warn_of_infinity
-from .neighbors import knn_kl_divergence
+from .neighbors import knn_estimate
 from .networks import MLPRatioClassifier
 from .ratio import (
     GOOD_SLOPE,
@@ -23,6 +23,7 @@ from .ratio import (
     RatioFromClassifier,
     calibration_slope,
     checked_samples,
+    seeded,
     with_intercept,
 )
 from .telescoping import TelescopingRatioClassifier
@@ -35,7 +36,8 @@ __all__ = ["divergences_from_samples", "kl_divergence_from_samples"]
 
 # Beyond this standard error a calibration slope says nothing.
 KNOWN_SLOPE = 0.2
-ROUNDING = 1e-6
+# Means of the ratio that are so far from 1 are told, the second of sums of kernels.
+ROUNDING, SHRUNK = 1e-6, 0.1
 
 
 def divergences_from_samples(
@@ -47,7 +49,7 @@ def divergences_from_samples(
     n_splits: int = 5,
     rng: Seed = None,
 ) -> dict[str, Estimate]:
-    r"""Estimate KL both ways and JS from samples, each log-ratio by a classifier that has not seen the point.
+    r"""Estimate KL both ways and JS from samples, each log-ratio by a fit that has not seen the point.
 
     Parameters
     ----------
@@ -59,11 +61,11 @@ def divergences_from_samples(
         scikit-learn's, which `RatioFromClassifier` then calibrates; or `knn_kl_divergence`, which is not cross-fitted,
         knows no JS, and has its own diagnostics and warnings.
     telescoping : int, optional
-        Bridges between samples that are far apart: the estimator in a `TelescopingRatioClassifier`.
+        Bridges between samples that are far apart: the estimator, a classifier, in a `TelescopingRatioClassifier`.
     n_splits : int
         Parts that each sample is cut into; each part's log-ratios come from a fit to the others.
     rng : Generator, int or None
-        As `numpy.random.default_rng` takes it.
+        As `numpy.random.default_rng` takes it. It seeds estimators whose `random_state` is None.
 
     Returns
     -------
@@ -72,7 +74,7 @@ def divergences_from_samples(
         the fit, and the distance to the value on the samples of the fit; where the samples are separated they are inf.
         In `diagnostics`, with a classifier:
 
-        - "lower_bound": what the divergence is not below, with 95 % confidence, whatever the densities;
+        - "lower_bound": what the divergence is not below, with nearly 95 % confidence, whatever the densities;
         - "separated": whether the classifier separates the samples;
         - "optimism": how much larger the value is on the samples of the fit;
         - "mean_ratio": the mean of the estimated ratio under q, which ought to be 1;
@@ -87,7 +89,8 @@ def divergences_from_samples(
     TypeError
         If `estimator` is no classifier.
     ValueError
-        If `estimator` is a name that is not known, a sample has fewer than two rows, or the numbers of columns differ.
+        If `estimator` is a name that is not known, a sample has fewer rows than the estimator needs, the columns
+        differ, or `telescoping` is given and the estimator no classifier.
 
     Warns
     -----
@@ -134,23 +137,24 @@ def _divergences(x_p, x_q, estimator, telescoping, n_splits, rng, directions):
     """Return the divergences; those of the KL that take an estimate of their own only in the directions asked for."""
     x_p, x_q = checked_samples(x_p, x_q)
     rng = as_rng(rng)
-    samples = {"kl_pq": (x_p, x_q), "kl_qp": (x_q, x_p)}
-    if isinstance(estimator, str) and estimator == "knn":
-        if telescoping is not None:
-            raise ValueError(f"telescoping must be None for 'knn', which has no log-ratio, got {telescoping!r}")
-        return {name: knn_kl_divergence(*samples[name], rng=rng) for name in directions}
-    estimator = _ratio_estimator(estimator)
+    n_splits, samples = as_count(n_splits, "n_splits", 2), {"kl_pq": (x_p, x_q), "kl_qp": (x_q, x_p)}
+    is_knn = isinstance(estimator, str) and estimator == "knn"
+    estimator = None if is_knn else _ratio_estimator(estimator)
     if telescoping is not None:
+        if is_knn or isinstance(estimator, KernelRatio):
+            raise ValueError(f"telescoping must be None for an estimator that is no classifier, got {telescoping!r}")
         estimator = TelescopingRatioClassifier(estimator, as_count(telescoping, "telescoping", 1))
-    n_splits, least = as_count(n_splits, "n_splits", 2), 3 if isinstance(estimator, KernelRatio) else 2
+    if is_knn:
+        return {name: knn_estimate(*samples[name], rng=rng, p=name[-2], q=name[-1]) for name in directions}
+    least = 3 if isinstance(estimator, KernelRatio) else 2
     if min(len(x_p), len(x_q)) < least:
         raise ValueError(f"x_p and x_q must have at least {least} rows, got {len(x_p)} and {len(x_q)}")
     _warn_of_samples(x_p, x_q)
     if not isinstance(estimator, KernelRatio):
-        return _by_classifier(x_p, x_q, *_cross_fitted(x_p, x_q, estimator, n_splits, rng))
+        return _by_classifier(x_p, x_q, *_cross_fitted(x_p, x_q, estimator, n_splits, rng), directions)
     found = {}
     for name in directions:
-        part = _by_kernels(*samples[name], *_cross_fitted(*samples[name], estimator, n_splits, rng))
+        part = _by_kernels(*samples[name], *_cross_fitted(*samples[name], estimator, n_splits, rng), *name[-2:])
         found |= {name: part["kl_pq"]} | ({"js": part["js"]} if name == "kl_pq" else {})
     return found
 
@@ -160,12 +164,10 @@ def _cross_fitted(x_p, x_q, estimator, n_splits, rng):
     n_splits = min(n_splits, len(x_p), len(x_q))
 
     def fitted(x_p, x_q):
-        model = clone(estimator)
-        if "random_state" in model.get_params():
-            model.set_params(random_state=int(rng.integers(1 << 31)))
+        model = seeded(estimator, lambda: int(rng.integers(1 << 31)))
         with warnings.catch_warnings():
             # Told once, with a lower bound, by what is made of it.
-            warnings.filterwarnings("ignore", "the classifier separates", AccuracyWarning)
+            warnings.filterwarnings("ignore", "the (classifier|ratio) separates", AccuracyWarning)
             return model.fit_samples(x_p, x_q)
 
     def folds(x):
@@ -182,7 +184,7 @@ def _cross_fitted(x_p, x_q, estimator, n_splits, rng):
     return fitted(x_p, x_q), log_ratio_p, log_ratio_q, ratios
 
 
-def _by_classifier(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios):
+def _by_classifier(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios, directions):
     """Return the divergences by the held-out log-ratios of a classifier, and warn of what is wrong with them."""
     in_sample, n_terms = _in_sample(model, x_p, x_q)
     bounds = certified_bounds(log_ratio_p, log_ratio_q)
@@ -202,24 +204,24 @@ def _by_classifier(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios):
             mean_ratio=float(mean_ratio),
             calibration_slope=slope,
         )
-    largest = max(estimates["kl_pq"], estimates["kl_qp"])
-    known = len(ratios) * math.log(min(len(x_p), len(x_q)))
-    at_least = f"KL(p‖q) and KL(q‖p) are at least {bounds['kl_pq']:.2g} and {bounds['kl_qp']:.2g} nats"
-    if not _warn_of_size(largest, known, model.separated_, at_least):
-        _warn_of_fit(estimates, mean_ratio, slope, shifts)
+    asked = {f"KL({name[-2]}‖{name[-1]})": estimates[name] for name in directions}
+    if not _warn_of_size(asked, len(ratios) * math.log(min(len(x_p), len(x_q)))):
+        _warn_of_fit({name: estimates[name] for name in directions}, mean_ratio, slope, shifts)
     return estimates
 
 
-def _by_kernels(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios):
+def _by_kernels(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios, p, q):
     """Return KL(p || q) and JS by the held-out log-ratios of a sum of kernels, and warn of what is wrong with them.
+
+    Warnings and diagnostics call the samples by p and q, for here they may be exchanged.
 
     JS is stationary in the ratio, so a small error of the fit leaves it alone. That of KL(p || q) is by first order
     the log of the ratio's mean under q, and its noise the spread of the ratio there.
     """
     bounds = certified_bounds(log_ratio_p, log_ratio_q)
-    unknown = model.separated_ or warn_of_infinity([log_ratio_p, log_ratio_q]) > 0
-    ratio, mean_ratio, estimates = np.exp(log_ratio_q), _mean_ratio(log_ratio_q), {}
-    with np.errstate(invalid="ignore"):
+    is_infinite = warn_of_infinity([log_ratio_p, log_ratio_q]) > 0
+    mean_ratio, estimates = _mean_ratio(log_ratio_q), {}
+    with np.errstate(invalid="ignore", divide="ignore"):
         in_sample = functionals(model.log_ratio(x_p), model.log_ratio(x_q))
         held_out = functionals(log_ratio_p, log_ratio_q)
         for name in ("kl_pq", "js"):
@@ -228,30 +230,33 @@ def _by_kernels(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios):
             optimism = value - math.fsum(np.mean(part) for part in means.values())
             parts = [np.std(part) / math.sqrt(len(part)) for part in means.values()]
             if name == "kl_pq":
-                parts += [np.std(ratio) / np.mean(ratio) / math.sqrt(len(ratio)), np.log(np.mean(ratio))]
+                parts += [np.float64(mean_ratio.standard_error) / mean_ratio, np.log(mean_ratio)]
             estimates[name] = estimate_of(
-                means,
-                math.inf if unknown else math.hypot(*parts, optimism),
+                {f"x_{p}" if x == "x_p" else f"x_{q}": part for x, part in means.items()},
+                math.inf if model.separated_ or is_infinite else math.hypot(*parts, optimism),
                 method=model.method,
                 lower_bound=bounds[name],
                 separated=model.separated_,
                 optimism=optimism,
                 mean_ratio=float(mean_ratio),
             )
-    known, at_least = math.log(min(len(x_p), len(x_q))), f"it is at least {bounds['kl_pq']:.2g} nats"
-    if not (unknown or _warn_of_size(estimates["kl_pq"], known, False, at_least)):
-        _warn_of_mean(mean_ratio)
+    asked = {f"KL({p}‖{q})": estimates["kl_pq"]}
+    if not (is_infinite or _warn_of_size(asked, math.log(min(len(x_p), len(x_q))))):
+        # The penalty on the weights shrinks the ratio, which the standard error knows.
+        _warn_of_mean(mean_ratio, q, SHRUNK)
     return estimates
 
 
-def _warn_of_size(divergence, known, separated, at_least):
-    """Warn of a divergence that the samples cannot tell; return whether it is one."""
-    if separated:
-        warn_of_accuracy(f"the samples are separated: with 95 % confidence {at_least}, and may be infinite")
-    elif divergence > known:
+def _warn_of_size(asked, known):
+    """Warn of divergences that the samples cannot tell; return whether there are any."""
+    bounds = " and ".join(f"{name} is at least {kl.diagnostics['lower_bound']:.2g}" for name, kl in asked.items())
+    at_least = f"with 95 % confidence {bounds} nats"
+    if any(kl.diagnostics["separated"] for kl in asked.values()):
+        warn_of_accuracy(f"the samples are separated: {at_least}, and may be infinite")
+    elif max(asked.values()) > known:
         warn_of_accuracy(
             f"a divergence beyond log n = {known:.2g} nats is more than samples of this size can tell: "
-            f"the estimate is likely too low; with 95 % confidence {at_least}"
+            f"the estimate is likely too low; {at_least}"
         )
     else:
         return False
@@ -268,18 +273,18 @@ def _warn_of_fit(estimates, mean_ratio, slope, shifts):
                 f"{few} has too few rows beside {many}'s for the coefficients that are fitted: "
                 f"the mean over {many} may be too high by {bias:.2g} nats"
             )
-    if any(shift > estimates[name].standard_error for name, shift in shifts.items()):
+    if any(shifts.get(name, 0) > estimate.standard_error for name, estimate in estimates.items()):
         warn_of_accuracy(
             f"by the rows held out the log-ratio should be {slope:.2g} times as large: the classifier is "
             f"{'over' if slope < 1 else 'under'}confident"
         )
     else:
-        _warn_of_mean(mean_ratio)
+        _warn_of_mean(mean_ratio, "q", ROUNDING)
 
 
-def _warn_of_mean(mean_ratio):
-    if abs(mean_ratio - 1) > max(5 * mean_ratio.standard_error, ROUNDING):
-        warn_of_accuracy(f"the ratio's mean under q is {mean_ratio:.2g}, not 1: the fit is no model of these samples")
+def _warn_of_mean(mean_ratio, q, least):
+    if math.isinf(mean_ratio) or abs(mean_ratio - 1) > max(5 * mean_ratio.standard_error, least):
+        warn_of_accuracy(f"the ratio's mean under {q} is {mean_ratio:.4g}, not 1: the fit is no model of these samples")
 
 
 def _warn_of_samples(x_p, x_q):
@@ -290,17 +295,23 @@ def _warn_of_samples(x_p, x_q):
     for name, alone in (("x_p", np.setdiff1d(constant_p, constant_q)), ("x_q", np.setdiff1d(constant_q, constant_p))):
         if alone.size:
             warn_of_accuracy(
-                f"feature {_listed(alone)} has one value in all of {name} and several in the other sample: "
+                f"{_features(alone)} one value in all of {name} and several in the other sample: "
                 "if that is no chance, the density ratio is unbounded"
             )
     both = np.intersect1d(constant_p, constant_q)
     same = x_p[0, both] == x_q[0, both]
     if np.any(same):
-        warn_of_accuracy(f"feature {_listed(both[same])} has the same value in all rows: it tells nothing")
+        warn_of_accuracy(f"{_features(both[same])} the same value in all rows, which tells nothing")
+    if not np.all(same):
+        warn_of_accuracy(
+            f"{_features(both[~same])} one value in x_p and another in x_q: the density ratio is unbounded"
+        )
 
 
-def _listed(features):
-    return ", ".join(map(str, features))
+def _features(indices):
+    """Begin a sentence on features."""
+    listed = ", ".join(map(str, indices))
+    return f"feature {listed} has" if len(indices) == 1 else f"features {listed} have"
 
 
 def _checks(ratios):
@@ -358,8 +369,8 @@ def _ratio_estimator(estimator):
 
 def _mean_ratio(log_ratio):
     """Return the mean of the ratio under q, which is 1 for the true one."""
-    ratio = np.exp(log_ratio)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        ratio = np.exp(log_ratio)
         return estimate_of({"x_q": ratio}, float(np.std(ratio, ddof=1)) / math.sqrt(len(ratio)))
 
 

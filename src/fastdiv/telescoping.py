@@ -6,11 +6,10 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 
 from ._arrays import as_count
-from .ratio import RatioClassifier, coefficient_moves, with_intercept
+from .ratio import RatioClassifier, coefficient_moves, seeded, with_intercept
 
 __all__ = ["TelescopingRatioClassifier"]
 
@@ -88,8 +87,8 @@ class TelescopingRatioClassifier(RatioClassifier):
 
     def _check_parameters(self):
         as_count(self.n_bridges, "n_bridges", 1)
-        if not isinstance(self.estimator, RatioClassifier):
-            raise TypeError(f"estimator must be a ratio classifier, got {type(self.estimator).__name__}")
+        if not isinstance(self.estimator, RatioClassifier) or isinstance(self.estimator, TelescopingRatioClassifier):
+            raise TypeError(f"estimator must be a ratio classifier of one ratio, got {type(self.estimator).__name__}")
 
     def _fit(self, X, in_p, weight):
         self._check_finite(X)
@@ -102,9 +101,7 @@ class TelescopingRatioClassifier(RatioClassifier):
         weight_of_pairs = weight[in_p][rows_p] * weight[~in_p][rows_q]
         self.bridges_ = []
         for x_high, x_low in self._neighbours(x_p[rows_p], x_q[rows_q]):
-            bridge = clone(self.estimator)
-            if "random_state" in bridge.get_params():
-                bridge.set_params(random_state=random.randint(1 << 31))
+            bridge = seeded(self.estimator, lambda: random.randint(1 << 31))
             self.bridges_.append(bridge.fit_samples(x_high, x_low, weight_of_pairs, weight_of_pairs))
         self.separated_ = any(bridge.separated_ for bridge in self.bridges_)
         parts = []
