@@ -364,11 +364,11 @@ def _print_divergences(title, first_column, labels, results, joint=None):
     )
     if joint is not None:
         degree, *found = joint
-        together = "all jointly"
+        together = "jointly"
         results = [*results, (together, *found)]
         rows += [None, _row(*results[-1])]
         if degree == 1:
-            caption += " All jointly are told apart by linear log-odds: for quadratic ones there are too few rows."
+            caption += " Jointly they are told apart by linear log-odds: for quadratic ones there are too few rows."
     columns = [first_column, "", "JS", "95 % interval", f"KL({a}‖{b})", f"KL({b}‖{a})"]
     _table(title, columns, rows, caption)
     _print_notes(results)
