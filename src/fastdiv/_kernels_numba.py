@@ -8,8 +8,10 @@ import os
 from math import fabs, inf, isfinite, log, log1p, sqrt
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.errors import NumbaTypeError
 from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
@@ -44,6 +46,7 @@ FEW = 4
 LANES = 8
 CHUNK = 256
 LINE = 64
+AHEAD = 32
 DIGITS = 256
 HALF_LOG_2PI = 0.5 * log(2 * np.pi)
 SQRT_HALF = sqrt(0.5)
@@ -168,13 +171,6 @@ def _log_normal_of_type(x):
     return in_float if x == types.float32 else in_double
 
 
-@_inline
-def _log1p(x):
-    """Log of 1 + x for x from 0 to 1: what rounding takes from 1 + x is added (Kahan 1965)."""
-    w = 1 + np.float64(x)
-    return _log_normal(w) + (x - (w - 1)) / w
-
-
 @_inline_any_order
 def _sum(values):
     """Add values up in any order, so that the compiler can put them in vector lanes."""
@@ -260,6 +256,96 @@ def _block(typing_context, dtype):
         return array._getvalue()
 
     return types.Array(dtype.dtype, 1, "C")(dtype), make
+
+
+@intrinsic
+def _prefetch(typing_context, x, index, line):
+    """Have this cache line, counted from an element of x as it lies in memory, brought to the second cache."""
+
+    def make(context, builder, signature, args):
+        data = context.make_array(x)(context, builder, args[0]).data
+        element = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+        address = builder.gep(element, [builder.mul(args[2], args[2].type(LINE))])
+        read, second, cache = (context.get_constant(types.int32, n) for n in (0, 2, 1))
+        arguments = [address, read, second, cache]
+        of_types = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        builder.call(builder.module.declare_intrinsic("llvm.prefetch", [address.type], of_types), arguments)
+        return context.get_dummy_value()
+
+    return types.void(x, index, line), make
+
+
+def _lanes(context, builder, array_type, array, start):
+    """Return the address of LANES of an array, as one vector: LLVM would unroll so short a loop into single numbers."""
+    if array_type.layout != "C":
+        raise NumbaTypeError(f"expected a contiguous array, got {array_type}")
+    data = context.make_array(array_type)(context, builder, array).data
+    lanes = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
+    return builder.bitcast(builder.gep(data, [start]), lanes.as_pointer())
+
+
+def _load_lanes(context, builder, array_type, array, start):
+    return builder.load(_lanes(context, builder, array_type, array, start), align=array_type.dtype.bitwidth // 8)
+
+
+def _store_lanes(context, builder, lanes, array_type, array, start):
+    address = _lanes(context, builder, array_type, array, start)
+    builder.store(lanes, address, align=array_type.dtype.bitwidth // 8)
+
+
+@intrinsic
+def _standardise_lanes(typing_context, x, centre, scale, out, start):
+    """Write (x - centre) * scale for the LANES from the start."""
+
+    def make(context, builder, signature, args):
+        *arrays, first = args
+        point, mean, factor = (
+            _load_lanes(context, builder, *array, first) for array in zip(signature.args[:3], arrays[:3], strict=True)
+        )
+        standardised = builder.fmul(builder.fsub(point, mean), factor)
+        _store_lanes(context, builder, standardised, out, arrays[3], first)
+        return context.get_dummy_value()
+
+    return types.void(x, centre, scale, out, start), make
+
+
+@intrinsic
+def _add_rows(typing_context, factors, rows, out, start):
+    """Add the rows times their factors to out for the LANES from the start."""
+
+    def make(context, builder, signature, args):
+        factor_of, terms, sums, first = args
+        n_rows, width = cgutils.unpack_tuple(builder, context.make_array(rows)(context, builder, terms).shape)
+        numbers = context.make_array(factors)(context, builder, factor_of).data
+        last = _load_lanes(context, builder, out, sums, first)
+        total = cgutils.alloca_once_value(builder, last)
+        undefined = ir.Constant(last.type, ir.Undefined)
+        same = ir.VectorType(ir.IntType(32), LANES)([0] * LANES)
+        with cgutils.for_range(builder, n_rows) as loop:
+            lanes = _load_lanes(context, builder, rows, terms, builder.add(builder.mul(loop.index, width), first))
+            factor = builder.load(builder.gep(numbers, [loop.index]))
+            factor = builder.insert_element(undefined, factor, ir.IntType(32)(0))
+            product = builder.fmul(builder.shuffle_vector(factor, undefined, same), lanes, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        _store_lanes(context, builder, builder.load(total), out, sums, first)
+        return context.get_dummy_value()
+
+    return types.void(factors, rows, out, start), make
+
+
+@intrinsic
+def _lanes_product(typing_context, x, y, start):
+    """Sum the products of x and y for the LANES from the start, in any order."""
+
+    def make(context, builder, signature, args):
+        number = context.get_data_type(x.dtype)
+        first, second = (_load_lanes(context, builder, *array, args[2]) for array in ((x, args[0]), (y, args[1])))
+        product = builder.fmul(first, second)
+        of_types = ir.FunctionType(number, [number, product.type])
+        total = builder.module.declare_intrinsic(f"llvm.vector.reduce.fadd.v{LANES}f{x.dtype.bitwidth}", (), of_types)
+        return builder.call(total, [number(-0.0), product], fastmath=("reassoc",))
+
+    return x.dtype(x, y, start), make
 
 
 @_kernel
@@ -990,7 +1076,12 @@ def column_moments(X, sample_weight, means, squares, out):
         for i in range(len(mass)):
             weights[i] = mass[i]
         out[0] += _sum(weights)
+        following = start + CHUNK
+        n_lines = CHUNK * X.itemsize // LINE if following + CHUNK <= len(X) else 0
         for j in range(X.shape[1]):
+            # As many lines of the next block as a column of it takes.
+            for line in range(n_lines):
+                _prefetch(X, following * X.shape[1] + j * CHUNK, line)
             shift = np.float64(X[0, j])
             for i in range(len(left)):
                 values[i] = left[i, j] - shift
@@ -1001,6 +1092,47 @@ def column_moments(X, sample_weight, means, squares, out):
         delta = means[j] / out[0]
         squares[j] -= means[j] * delta
         means[j] = X[0, j] + delta
+
+
+@_inline
+def _standardised_row(point, centre, scale, out):
+    """Write a standardised row; its last LANES begin as early as makes them whole."""
+    n_features = len(centre)
+    if n_features < LANES:
+        for j in range(n_features):
+            out[j] = (point[j] - centre[j]) * scale[j]
+    else:
+        for start in range(0, n_features - LANES, LANES):
+            _standardise_lanes(point, centre, scale, out, start)
+        _standardise_lanes(point, centre, scale, out, n_features - LANES)
+
+
+@_kernel
+def _load_rows(X, centre, scale, y, sample_weight, permutation, first, rows, targets, weights):
+    """Take rows of the permutation, those from the first on, while later ones come from memory."""
+    n_features = X.shape[1]
+    n_lines = (n_features * X.itemsize + LINE - 1) // LINE
+    for i in range(len(rows)):
+        row = permutation[min(first + i + AHEAD, len(permutation) - 1)]
+        for line in range(n_lines):
+            _prefetch(X, row * n_features, line)
+        _prefetch(X, (row + 1) * n_features - 1, 0)
+        _prefetch(y, row, 0)
+        _prefetch(sample_weight, row, 0)
+        row = permutation[first + i]
+        _standardised_row(X[row], centre, scale, rows[i])
+        targets[i] = y[row]
+        weights[i] = sample_weight[row]
+
+
+@_kernel
+def _logits(rows, coef, logits):
+    for i in range(len(rows)):
+        row = rows[i]
+        logit = _lanes_product(row, coef, 0)
+        for start in range(LANES, len(coef), LANES):
+            logit += _lanes_product(row, coef, start)
+        logits[i] = logit
 
 
 @_kernel
@@ -1025,9 +1157,17 @@ def logistic_sgd_epoch(
     n_rows = len(permutation)
     n_features = X.shape[1]
     number = X.dtype.type
-    rows = np.empty((BLOCK, n_features), X.dtype)
-    logits, targets, weights = np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype)
-    losses, steps = np.empty(BLOCK, X.dtype), np.empty(BLOCK, X.dtype)
+    width = (n_features + LANES) // LANES * LANES
+    rows = _empty_rows(width, X.dtype).reshape(BLOCK, width)
+    state = _empty_rows(2 * width // BLOCK + 1, X.dtype).ravel()
+    step, current = state[:width], state[width : 2 * width]
+    rows[:] = 0
+    rows[:, n_features] = 1
+    state[:] = 0
+    step[: n_features + 1] = velocity
+    current[: n_features + 1] = coef
+    logits, targets, weights = _block(X.dtype), _block(X.dtype), _block(X.dtype)
+    losses, steps = _block(X.dtype), _block(X.dtype)
     total = compensation = 0.0
     for start in range(0, n_rows, batch_size):
         stop = min(start + batch_size, n_rows)
@@ -1036,37 +1176,28 @@ def logistic_sgd_epoch(
             rate_now /= np.float64(n_steps + start // batch_size + 1) ** power_t
         rate = number(rate_now / (stop - start))
         for j in range(n_features):
-            velocity[j] = number(momentum) * velocity[j] - number(rate_now * alpha) * coef[j]
-        velocity[n_features] *= number(momentum)
+            step[j] = number(momentum) * step[j] - number(rate_now * alpha) * current[j]
+        step[n_features] *= number(momentum)
         loss = 0.0
         for first in range(start, stop, BLOCK):
-            n_points = min(stop - first, BLOCK)
-            # Loads alone, so that those of many rows are under way at a time.
-            for i in range(n_points):
-                row = permutation[first + i]
-                logit = coef[n_features]
-                for j in range(n_features):
-                    rows[i, j] = (X[row, j] - centre[j]) * scale[j]
-                    logit += rows[i, j] * coef[j]
-                logits[i] = logit
-                targets[i] = y[row]
-                weights[i] = sample_weight[row]
-            for i in range(n_points):
-                odds = _exp2_term(-abs(logits[i]) * number(LOG2_E))
-                hinge = logits[i] if logits[i] > 0 else number(0)
-                probability = (odds if logits[i] < 0 else number(1)) / (number(1) + odds)
-                losses[i] = weights[i] * (hinge + number(_log1p(odds)) - targets[i] * logits[i])
-                steps[i] = rate * weights[i] * (targets[i] - probability)
-            for i in range(n_points):
+            batch = rows[: min(stop - first, BLOCK)]
+            _load_rows(X, centre, scale, y, sample_weight, permutation, first, batch, targets, weights)
+            _logits(batch, current, logits)
+            for i in range(len(batch)):
+                softplus, slope = _softplus_slope(logits[i])
+                losses[i] = weights[i] * (softplus - targets[i] * logits[i])
+                steps[i] = rate * weights[i] * (targets[i] - slope)
+            for i in range(len(batch)):
                 loss += losses[i]
-                for j in range(n_features):
-                    velocity[j] += steps[i] * rows[i, j]
-                velocity[n_features] += steps[i]
-        for j in range(n_features + 1):
-            coef[j] += velocity[j]
+            for lane in range(0, width, LANES):
+                _add_rows(steps, batch, step, lane)
+        for j in range(width):
+            current[j] += step[j]
         for j in range(len(coef_sum)):
-            coef_sum[j] += coef[j]
+            coef_sum[j] += current[j]
         total, compensation = _two_sum(total, compensation, loss)
+    velocity[:] = step[: n_features + 1]
+    coef[:] = current[: n_features + 1]
     out[0] = total + compensation
 
 
