@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from threading import Event, Thread
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,9 @@ from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import KFold
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import NotFittedError
+from threadpoolctl import threadpool_info
 
 from fastdiv import (
     AccuracyWarning,
@@ -23,6 +26,7 @@ from fastdiv import (
     kl_divergence_from_samples,
     log_ratio,
 )
+from fastdiv.kernel_ratio import one_blas_thread
 from fastdiv.samples import divergences_from_samples
 
 P, Q = Normal(1, 1), Normal(0, 2)
@@ -299,11 +303,19 @@ def test_few_rows(estimator):
         clone(estimator).fit_samples(x_p[:1], x_q)
 
 
+@parametrize_with_checks([LeastSquaresRatio(), LeastSquaresRatio(0.1), KLIEPRatio()])
+@pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning", "ignore::sklearn.exceptions.SkipTestWarning")
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
 @every_estimator
 def test_as_a_scikit_learn_estimator(estimator):
     x_p, x_q = samples(200, 200, d=2)
     with pytest.raises(NotFittedError):
         clone(estimator).log_ratio(x_p)
+    with pytest.raises(NotFittedError):
+        clone(estimator).kl_divergence(x_p)
     model = clone(estimator).fit_samples(x_p, x_q)
     again = clone(model)
     assert again.get_params() == estimator.get_params()
@@ -318,6 +330,7 @@ def test_as_a_scikit_learn_estimator(estimator):
     assert not hasattr(named.fit_samples(x_p, x_q), "feature_names_in_")
     named.fit(pd.concat(frames[::-1]), y)
     assert list(named.feature_names_in_) == ["height", "weight"]
+    assert not hasattr(named.fit(X, y), "feature_names_in_")
 
 
 @every_estimator
@@ -340,10 +353,17 @@ def test_a_fit_that_fails_leaves_the_last_one_whole(estimator):
         (
             LeastSquaresRatio(bandwidths=[1.0, 0.0]),
             ValueError,
-            r"bandwidths must be positive numbers.*got \[1.0, 0.0\]",
+            r"bandwidths must be numbers from 1e-70 to 1e\+70, at least one, got \[1.0, 0.0\]",
         ),
-        (LeastSquaresRatio(bandwidths=[]), ValueError, r"bandwidths must be positive numbers, at least one, got \[\]"),
-        (LeastSquaresRatio(penalties=-1.0), ValueError, r"penalties must be positive numbers.*got \[-1.0\]"),
+        (LeastSquaresRatio(centres=0.5), ValueError, "centres must be rows of finite numbers"),
+        (KLIEPRatio(centres=[0.0, np.nan]), ValueError, "centres must be rows of finite numbers"),
+        (LeastSquaresRatio(bandwidths=[]), ValueError, r"bandwidths must be numbers .*at least one, got \[\]"),
+        (LeastSquaresRatio(bandwidths=[1e-170]), ValueError, r"bandwidths must be numbers .*got \[1e-170\]"),
+        (KLIEPRatio(bandwidths=[1e200]), ValueError, r"bandwidths must be numbers .*got \[1e\+200\]"),
+        (LeastSquaresRatio(penalties=-1.0), ValueError, r"penalties must be numbers .*got \[-1.0\]"),
+        (LeastSquaresRatio(penalties=[1e-300]), ValueError, r"penalties must be numbers .*got \[1e-300\]"),
+        (LeastSquaresRatio(penalties=1e-70), ValueError, r"penalties must be larger than rounding .*got \[1e-70\]"),
+        (LeastSquaresRatio(0.1, penalties=1e-30), ValueError, r"penalties must be larger .*got \[1e-30\]"),
         (KLIEPRatio(cv=1), ValueError, "cv must be a whole number, at least 2, got 1"),
         (KLIEPRatio(max_iter=0), ValueError, "max_iter must be a whole number, at least 1, got 0"),
         (KLIEPRatio(tol=-1), ValueError, "tol must be at least 0, got -1"),
@@ -364,34 +384,106 @@ def test_wrong_samples():
         model.fit_samples(x_p, np.full_like(x_q, np.nan))
     with pytest.raises(ValueError, match="x_p and x_q must have the same columns"):
         model.fit_samples(pd.DataFrame(x_p, columns=["a"]), pd.DataFrame(x_q, columns=["b"]))
-    with pytest.raises(ValueError, match="y must hold two labels, got 1"):
+    with pytest.raises(ValueError, match="y must hold two classes, got one class"):
         model.fit(np.concatenate([x_p, x_q]), np.zeros(100))
+    with pytest.raises(ValueError, match="contains NaN"):
+        model.fit(np.concatenate([x_p, x_q]), np.repeat([0.0, np.nan], 50))
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        model.fit(np.where(x_p > x_p.min(), x_p, np.nan), np.arange(50) % 2)
+    for huge in (1e200, 5e307):
+        with pytest.raises(ValueError, match="x_p and x_q must have a spread that float64 can hold"):
+            model.fit_samples(huge * (2 + np.sign(x_p)), huge * (2 + np.sign(x_q)))
     model.fit_samples(x_p, x_q)
-    with pytest.raises(ValueError, match="X must be rows of finite numbers"):
+    with pytest.raises(ValueError, match="X contains NaN"):
         model.log_ratio([np.nan])
+    with pytest.raises(ValueError, match="x_q must be rows of finite numbers"):
+        model.importance_weights([[0.0, 1.0]])
     with pytest.raises(ValueError, match="x_p must be rows of finite numbers"):
         model.kl_divergence([np.inf])
 
 
-def test_a_relative_ratio_beyond_its_bound_is_an_infinite_ratio():
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_relative_ratio_beyond_its_bound_is_cut_off_with_a_warning(dtype):
     # Under p alone the relative ratio is 1 / alpha = 2, and a small penalty lets the fit overshoot.
-    x_p, x_q = np.linspace(-1, 1, 200), np.linspace(-1, 60, 200)
-    model = LeastSquaresRatio(0.5, centres=[[0.0], [2.0]], bandwidths=1.0, penalties=1e-9, standardise=False)
+    x_p, x_q = np.linspace(-1, 1, 200, dtype=dtype), np.linspace(-1, 60, 200, dtype=dtype)
+    model = LeastSquaresRatio(0.5, centres=[0.0, 2.0], bandwidths=1.0, penalties=1e-9, standardise=False)
     model.fit_samples(x_p, x_q)
-    relative = kernel(x_p[:, None], model.centres_, 1.0) @ model.weights_
-    infinite = relative >= 2
-    assert 0 < infinite.sum() < 200
-    found = model.log_ratio(x_p)
-    np.testing.assert_array_equal(np.isposinf(found), infinite)
-    np.testing.assert_allclose(np.exp(found[~infinite]), (relative / (2 - relative))[~infinite], rtol=1e-9)
-    with pytest.warns(AccuracyWarning, match=f"the relative ratio is beyond 1 / alpha at {infinite.sum()} points"):
+    relative = kernel(x_p[:, None].astype(np.float64), model.centres_, 1.0) @ model.weights_
+    # Half a row of 400.
+    cut = 1 - relative / 2 < 1 / 800
+    assert 0 < cut.sum() < 200
+    ratio, rtol = np.exp(model.log_ratio(x_p)), 1e-9 if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(ratio[~cut], (relative / (2 - relative))[~cut], rtol=rtol)
+    np.testing.assert_allclose(ratio[cut], 800 * np.minimum(relative[cut], 2) / 2, rtol=rtol)
+    with pytest.warns(AccuracyWarning, match="the relative ratio is within half a row of 1 / alpha, or beyond it"):
         estimate = model.kl_divergence(x_p)
-    assert estimate == math.inf
-    assert estimate.diagnostics["unbounded"] == infinite.sum()
-    assert estimate.confidence_interval() == (-math.inf, math.inf)
-    with pytest.warns(AccuracyWarning, match="beyond 1 / alpha"):
-        estimate = kl_divergence_from_samples(x_p, x_q, model, rng=0)
-    assert estimate.standard_error == math.inf
+    assert estimate == pytest.approx(np.log(ratio).mean(), rel=1e-5)
+    assert estimate.diagnostics["cut"] == cut.sum()
+    assert estimate.standard_error > 0.5
+    with pytest.warns(AccuracyWarning, match="1 / alpha"):
+        assert math.isfinite(kl_divergence_from_samples(x_p, x_q, model, rng=0))
+
+
+@pytest.mark.filterwarnings("ignore::fastdiv.AccuracyWarning")
+@pytest.mark.parametrize("mean", [1.5, 2.0])
+def test_rulsif_of_gaussians_whose_ratio_is_unbounded(mean):
+    p, q = Normal(mean, 1), Normal(0, 1)
+    covered = {"kl_pq": 0, "js": 0}
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x_p, x_q = p.sample(500, rng=rng), q.sample(500, rng=rng)
+        found = divergences_from_samples(x_p, x_q, estimator="rulsif", rng=rng)
+        for name, truth in (("kl_pq", kl_divergence(p, q)), ("js", js_divergence(p, q))):
+            assert abs(found[name] - truth) < 0.5 * truth
+            covered[name] += abs(found[name] - truth) < 2 * found[name].standard_error
+    assert min(covered.values()) >= 3
+
+
+@every_estimator
+def test_a_width_that_reaches_nowhere_else_leaves_finite_divergences(estimator):
+    x_p, x_q = samples(20, 20)
+    model = clone(estimator).set_params(centres=x_p, bandwidths=1e3).fit_samples(x_p, x_q)
+    model.bandwidth_ = 1e-70
+    estimate = model.kl_divergence([-5.0, 7.0])
+    assert math.isfinite(estimate)
+    assert estimate < -1e138
+
+
+@every_estimator
+def test_weights_make_samples_of_q_stand_for_p(estimator):
+    x_p, x_q = samples(2000, 3000)
+    model = clone(estimator).fit_samples(x_p, x_q)
+    weights, size = model.importance_weights(x_q)
+    ratio = model.ratio(x_q)
+    np.testing.assert_allclose(weights, ratio / ratio.sum(), rtol=1e-9)
+    assert size == pytest.approx(ratio.sum() ** 2 / (ratio @ ratio))
+    assert abs(weights @ x_q[:, 0] - 1) < 0.1
+    with pytest.warns(AccuracyWarning, match="effective samples of x_q's 10"):
+        model.importance_weights(x_q[:10])
+
+
+def test_two_threads_leave_blas_as_they_found_it():
+    def n_threads():
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    entered, done = Event(), Event()
+
+    def other():
+        with one_blas_thread():
+            entered.set()
+            assert done.wait(60)
+
+    before = n_threads()
+    if before == {1}:
+        pytest.skip("BLAS has one thread here anyway")
+    thread = Thread(target=other)
+    with one_blas_thread():
+        thread.start()
+        assert entered.wait(60)
+        assert n_threads() == {1}
+    done.set()
+    thread.join()
+    assert n_threads() == before
 
 
 @every_estimator

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from functools import cache
 from numbers import Integral, Real
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import nnls
 from scipy.spatial.distance import cdist
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
-from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
-from sklearn.utils.validation import _get_feature_names, check_array, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils import ClassifierTags, check_random_state
+from sklearn.utils.validation import _get_feature_names, check_array, check_is_fitted, validate_data
 from threadpoolctl import ThreadpoolController
 
 from ._arrays import as_count, as_float_array
@@ -21,7 +24,7 @@ from ._backend import map_blocks
 from .distributions import Mixture
 from .estimate import warn_of_accuracy
 from .functionals import estimate_of, functionals
-from .ratio import FLOATS, checked_samples
+from .ratio import FLOATS, RatioClassifier, _as_matrix, _naming, checked_samples
 
 if TYPE_CHECKING:
     from typing import Self
@@ -38,6 +41,8 @@ MEDIAN_ROWS = 300
 # The eigenvectors are all used where more than this share of the eigenvalues is over rounding.
 MOST = 0.7
 LEAST_LOG = -707.0
+# Float64 has the fourth powers of these: a log-ratio goes as 1 / bandwidth**2, and its variance as the square of that.
+LEAST, LARGEST = 1e-70, 1e70
 BANDWIDTH_FACTORS = np.geomspace(0.25, 4.0, 9)
 PENALTIES = np.geomspace(1e-4, 10.0, 11)
 
@@ -50,6 +55,17 @@ class KernelRatio(BaseEstimator):
     """
 
     alpha = 0.0
+    # These ask no more of an estimator than that it has `log_ratio`.
+    _whole = RatioClassifier._whole
+    _checked_labels = RatioClassifier._checked_labels
+    _check_finite = RatioClassifier._check_finite
+    importance_weights = RatioClassifier.importance_weights
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.classifier_tags = ClassifierTags(multi_class=False)
+        return tags
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit to labelled samples.
@@ -70,12 +86,12 @@ class KernelRatio(BaseEstimator):
         ValueError
             As in `fit_samples`, or if the labels are not two.
         """
-        y = column_or_1d(y)
-        classes, labels = np.unique(y, return_inverse=True)
-        check_consistent_length(X, y)
-        if len(classes) != 2:
-            raise ValueError(f"y must hold two labels, got {len(classes)}")
-        return self.fit_samples(*(_safe_indexing(X, np.flatnonzero(labels == label)) for label in (1, 0)))
+        self._check_parameters()
+        with self._whole():
+            X, _, in_p = self._checked_labels(X, y)
+            self._check_finite(X)
+            self._fit_checked(X[in_p], X[~in_p])
+        return self
 
     def fit_samples(self, x_p: ArrayLike, x_q: ArrayLike) -> Self:
         """Fit to samples of p, the numerator, and q, the denominator.
@@ -92,16 +108,22 @@ class KernelRatio(BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter is out of range, a sample has fewer than two rows, or the numbers of features differ.
+            If a parameter is out of range or so small that rounding is all that is left, a sample has fewer than two
+            rows, or the numbers of features differ.
         """
         self._check_parameters()
-        names = [_get_feature_names(x) for x in (x_p, x_q)]
-        if all(name is not None for name in names) and list(names[0]) != list(names[1]):
-            raise ValueError(f"x_p and x_q must have the same columns, got {list(names[0])} and {list(names[1])}")
-        x_p, x_q = checked_samples(x_p, x_q)
+        names = _get_feature_names(x_p)
+        with self._whole():
+            self._fit_checked(*checked_samples(x_p, x_q))
+            vars(self).pop("feature_names_in_", None)
+            if names is not None:
+                self.feature_names_in_ = names
+        return self
+
+    def _fit_checked(self, x_p, x_q):
         if min(len(x_p), len(x_q)) < 2:
             raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
-        fitted = {"n_features_in_": x_p.shape[1], **self._scaling(x_p, x_q)}
+        fitted = {"n_features_in_": x_p.shape[1], "_least_rest": 0.5 / (len(x_p) + len(x_q)), **self._scaling(x_p, x_q)}
         z_p, z_q = (_standardised(x, fitted) for x in (x_p, x_q))
         centres = self._centres(z_p, fitted)
         if self.bandwidths is None:
@@ -110,14 +132,12 @@ class KernelRatio(BaseEstimator):
             bandwidths = _grid(self.bandwidths, "bandwidths")
         with one_blas_thread():
             fitted |= {"centres_": centres, "bandwidths_": bandwidths, **self._fit(z_p, z_q, centres, bandwidths)}
-        vars(self).pop("feature_names_in_", None)
-        vars(self).update(fitted if names[0] is None else fitted | {"feature_names_in_": names[0]})
+        vars(self).update(fitted)
         if self.separated_:
             warn_of_accuracy(
                 "the ratio separates the samples: it is unbounded on this evidence, and only the kernels' width keeps "
                 "the estimate finite"
             )
-        return self
 
     def _check_parameters(self):
         if isinstance(self.centres, Integral):
@@ -130,17 +150,19 @@ class KernelRatio(BaseEstimator):
         if not self.standardise:
             return {"mean_": np.zeros(x_p.shape[1]), "scale_": np.ones(x_p.shape[1])}
         both = np.concatenate([x_p, x_q]).astype(np.float64, copy=False)
-        scale = both.std(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = both.mean(axis=0), both.std(axis=0)
         constant = both.max(axis=0) == both.min(axis=0)
         if not np.all(np.isfinite(scale) & ((scale > 0) | constant)):
             raise ValueError(f"x_p and x_q must have a spread that float64 can hold, got {scale.tolist()}")
-        return {"mean_": both.mean(axis=0), "scale_": np.where(constant, 1.0, scale)}
+        return {"mean_": mean, "scale_": np.where(constant, 1.0, scale)}
 
     def _centres(self, z_p, scaling):
         if isinstance(self.centres, Integral):
             n_centres = min(int(self.centres), len(z_p))
             return z_p[check_random_state(self.random_state).choice(len(z_p), n_centres, replace=False)]
-        centres = check_array(self.centres, dtype=np.float64, order="C", input_name="centres")
+        with _naming("centres"):
+            centres = check_array(_as_matrix(self.centres), dtype=np.float64, order="C")
         if centres.shape[1] != z_p.shape[1]:
             raise ValueError(f"centres must have {z_p.shape[1]} columns, as the samples, got {centres.shape[1]}")
         return _standardised(centres, scaling)
@@ -154,12 +176,8 @@ class KernelRatio(BaseEstimator):
         log_constant = math.log(total) + self.n_features_in_ * math.log(self.bandwidth_ * math.sqrt(2 * math.pi))
         return mixture.logpdf(z[:, 0] if self.n_features_in_ == 1 else z) + log_constant
 
-    def _checked(self, X, name):
-        check_is_fitted(self)
-        try:
-            return validate_data(self, np.reshape(X, (-1, 1)) if np.ndim(X) == 1 else X, dtype=FLOATS, reset=False)
-        except ValueError as error:
-            raise ValueError(f"{name} must be rows of finite numbers: {error}") from None
+    def _checked(self, X):
+        return validate_data(self, _as_matrix(X), dtype=FLOATS, reset=False)
 
     def log_ratio(self, X: ArrayLike) -> NDArray[np.floating]:
         """Estimated log p(x) - log q(x).
@@ -174,11 +192,12 @@ class KernelRatio(BaseEstimator):
         ndarray, shape (n,)
             In nats; float32 for float32 points, else float64.
         """
-        X = self._checked(X, "X")
+        check_is_fitted(self)
+        X = self._checked(X)
         return self._log_ratio(_standardised(X, vars(self))).astype(X.dtype, copy=False)
 
     def _log_ratio(self, z):
-        return _from_relative(self._log_sum(z), self.alpha)
+        return _from_relative(self._log_sum(z), self.alpha, self._least_rest)
 
     def ratio(self, X: ArrayLike) -> NDArray[np.floating]:
         """Estimated p(x) / q(x), shape (n,)."""
@@ -202,7 +221,7 @@ class KernelRatio(BaseEstimator):
         Warns
         -----
         AccuracyWarning
-            If the estimated ratio is infinite at a sample; then so is the estimate.
+            If the ratio is cut off at a sample, as `LeastSquaresRatio` says; `diagnostics` has at how many in "cut".
         """
         return self._estimates(x_p=x_p)["kl_pq"]
 
@@ -227,38 +246,59 @@ class KernelRatio(BaseEstimator):
         return self._estimates(x_p=x_p, x_q=x_q)["js"]
 
     def _estimates(self, **samples):
-        points = {name: _standardised(self._checked(x, name), vars(self)) for name, x in samples.items()}
+        check_is_fitted(self)
+        points = {}
+        for name, x in samples.items():
+            with _naming(name):
+                points[name] = _standardised(self._checked(x), vars(self))
         log_ratios = {name: self._log_ratio(z) for name, z in points.items()}
-        unbounded = warn_of_infinity(log_ratios.values())
+        n_cut = self._warn_of_cut(*log_ratios.values())
         estimates = {}
         for name, (means, slopes) in functionals(**log_ratios).items():
-            standard_error = math.inf
-            if not unbounded:
-                with one_blas_thread():
-                    gradient = sum(self._mean_slope(points[x], slope) for x, slope in slopes.items())
-                # One sample says nothing of its spread.
-                variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
-                standard_error = math.sqrt(variance + gradient @ self.weights_covariance_ @ gradient)
-            with np.errstate(invalid="ignore"):
-                estimates[name] = estimate_of(
-                    means, standard_error, method=self.method, unbounded=unbounded, **self._diagnostics()
-                )
+            with one_blas_thread():
+                gradient = sum(self._mean_slope(points[x], slope) for x, slope in slopes.items())
+            # One sample says nothing of its spread.
+            variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
+            variance += gradient @ self.weights_covariance_ @ gradient
+            # Where it is negative, nothing of it is left but rounding.
+            standard_error = math.sqrt(variance) if variance >= 0 else math.inf
+            estimates[name] = estimate_of(means, standard_error, method=self.method, cut=n_cut, **self._diagnostics())
         return estimates
 
     def _ratios_at(self, x_p, x_q):
         """Return, as the ratio classifiers do, of the one ratio its logarithm at both samples."""
-        return [(self.log_ratio(x_p), self.log_ratio(x_q))]
+        log_ratios = tuple(self._log_ratio(_standardised(self._checked(x), vars(self))) for x in (x_p, x_q))
+        self._warn_of_cut(*log_ratios)
+        return [log_ratios]
+
+    def _warn_of_cut(self, *log_ratios):
+        """Return at how many points the ratio is cut off, and warn if there are any."""
+        if self.alpha == 0:
+            return 0
+        at_cut = _from_relative(math.log1p(-self._least_rest) - math.log(self.alpha), self.alpha, self._least_rest)
+        n_cut = sum(int(np.count_nonzero(values > at_cut)) for values in log_ratios)
+        if n_cut:
+            warn_of_accuracy(
+                "the relative ratio is within half a row of 1 / alpha, or beyond it: the ratio is cut off there, and "
+                "may be much larger; take a smaller alpha"
+            )
+        return n_cut
 
     def _mean_slope(self, z, slope):
-        """Return the mean over the points of `slope` times the gradient of the log-ratio in the weights."""
+        """Return the mean over the points of `slope` times the gradient of the log-ratio in the weights.
+
+        Where the ratio is cut off the slope is that just below: the noise of the weights reaches there, too.
+        """
 
         def work(start, stop):
-            log_sum = self._log_sum(z[start:stop])
-            distances = cdist(z[start:stop], self.centres_, "sqeuclidean")
-            rise = slope[start:stop] / (1 - self.alpha * np.exp(log_sum))
-            return rise @ np.exp(distances * (-0.5 / self.bandwidth_**2) - log_sum[:, None])
+            rise = slope[start:stop] / _rest(self._log_sum(z[start:stop]), self.alpha, self._least_rest)
+            distances = cdist(z[start:stop], self.centres_[used], "sqeuclidean")
+            return rise @ softmax(distances * (-0.5 / self.bandwidth_**2) + np.log(weights), axis=1) / weights
 
-        return sum(map_blocks(work, len(z), BLOCK_ROWS)) / len(z)
+        used = np.flatnonzero(self.weights_)
+        weights, gradient = self.weights_[used], np.zeros(len(self.weights_))
+        gradient[used] = sum(map_blocks(work, len(z), BLOCK_ROWS)) / len(z)
+        return gradient
 
     def _diagnostics(self):
         return {"separated": self.separated_, "bandwidth": self.bandwidth_}
@@ -322,8 +362,8 @@ class LeastSquaresRatio(KernelRatio):
     No weight is negative, so the sum of kernels is positive everywhere, and its logarithm is taken without underflow:
     far from all centres the log-ratio falls as the square of the distance. For alpha over 0 the ratio is
     :math:`r = (1 - \alpha) r_\alpha / (1 - \alpha r_\alpha)`. Noise can lift the fitted :math:`r_\alpha` to 1 / alpha
-    or over it, which no relative ratio reaches where q has mass: there the ratio is inf, and so are divergences that
-    need it, with a warning.
+    or over it, which no relative ratio reaches where q has mass: :math:`1 - \alpha r_\alpha` counts as half a row in
+    as many as were fitted where it is less, which keeps the ratio and the divergences finite. Estimates warn of it.
 
     Where one sample is larger, the rows left out of it are evenly spaced. Some implementations of the score (R's and
     Python's densratio) lack a denominator in the term of the numerator's row, and choose otherwise; this one is the
@@ -382,6 +422,8 @@ class LeastSquaresRatio(KernelRatio):
         bandwidth, penalty = float(bandwidths[best]), float(penalties[cheapest])
         hessian = self.alpha * products_p[best] / len(z_p) + (1 - self.alpha) * products_q[best] / len(z_q)
         hessian[np.diag_indices_from(hessian)] += penalty
+        if not (np.all(np.isfinite(scores)) and np.linalg.cond(hessian) < 1 / np.finfo(np.float64).eps):
+            raise ValueError(f"penalties must be larger than rounding makes of the kernels, got {penalties.tolist()}")
         solution = np.linalg.solve(hessian, kernels_p[best] / len(z_p))
         weights = np.maximum(solution, 0)
         if not np.any(weights):
@@ -562,9 +604,24 @@ def _controller():
     return ThreadpoolController()
 
 
+_limits_blas = Lock()
+
+
+@contextmanager
 def one_blas_thread():
-    """Keep BLAS to this thread: its own threads win nothing on blocks, and wait for each other on a busy machine."""
-    return _controller().limit(limits=1, user_api="blas")
+    """Keep BLAS to this thread: its own threads win nothing on blocks, and wait for each other on a busy machine.
+
+    The limit is the process's. A second thread that came in now and left later would put back what it had found, so
+    it leaves the limit alone.
+    """
+    if not _limits_blas.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _controller().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _limits_blas.release()
 
 
 def _standardised(x, scaling):
@@ -572,10 +629,10 @@ def _standardised(x, scaling):
 
 
 def _grid(values, name):
-    """Return the positive numbers to choose from."""
+    """Return the numbers to choose from, of a size that can be reckoned with."""
     values = np.atleast_1d(as_float_array(values, name)).astype(np.float64)
-    if values.ndim != 1 or not values.size or not np.all((values > 0) & np.isfinite(values)):
-        raise ValueError(f"{name} must be positive numbers, at least one, got {values.tolist()}")
+    if values.ndim != 1 or not values.size or not np.all((values >= LEAST) & (values <= LARGEST)):
+        raise ValueError(f"{name} must be numbers from {LEAST} to {LARGEST}, at least one, got {values.tolist()}")
     return values
 
 
@@ -589,7 +646,8 @@ def _median_distance(z_p, z_q, centres):
 
 def _kernels_of(distances, bandwidth, out=None):
     """Return the kernels' values from squared distances; 0 for those under 1e-307."""
-    out = np.multiply(distances, -0.5 / bandwidth**2, out=out)
+    with np.errstate(over="ignore"):
+        out = np.multiply(distances, -0.5 / bandwidth**2, out=out)
     # NumPy's exp takes five times as long for what underflows.
     np.maximum(out, LEAST_LOG, out=out)
     np.exp(out, out=out)
@@ -662,7 +720,8 @@ def _leave_one_out(z_p, z_q, centres, bandwidths, penalties, alpha, kernels_p, p
         total = np.empty((len(bandwidths), len(penalties)))
         for k, bandwidth in enumerate(bandwidths):
             u, v = _kernels_of(distances_p, bandwidth), _kernels_of(distances_q, bandwidth)
-            total[k] = _losses_left_out(u, v, *bases[k], penalties, alpha, share_p, share_q, n_p)
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+                total[k] = _losses_left_out(u, v, *bases[k], penalties, alpha, share_p, share_q, n_p)
         return total
 
     return sum(map_blocks(work, n, BLOCK_ROWS)) / n
@@ -776,23 +835,16 @@ def _ascend(densities, shares, target, ratio, gain):
     return shares, ratio, False
 
 
-def _from_relative(log_relative, alpha):
-    """Return the log-ratio of p to q from that of p to alpha p + (1 - alpha) q: inf from 1 / alpha on."""
+def _rest(log_relative, alpha, least):
+    """Return the share of (1 - alpha) q in alpha p + (1 - alpha) q, or the least that is taken for it."""
+    if alpha == 0:
+        return 1.0
+    with np.errstate(over="ignore"):
+        return np.maximum(1 - alpha * np.exp(log_relative), least)
+
+
+def _from_relative(log_relative, alpha, least):
+    """Return the log-ratio of p to q from that of p to alpha p + (1 - alpha) q."""
     if alpha == 0:
         return log_relative
-    rest = 1 - alpha * np.exp(log_relative)
-    log_ratio = np.full(log_relative.shape, math.inf)
-    inside = rest > 0
-    log_ratio[inside] = log_relative[inside] + math.log1p(-alpha) - np.log(rest[inside])
-    return log_ratio
-
-
-def warn_of_infinity(log_ratios):
-    """Return at how many points the log-ratio is inf, and warn if there are any."""
-    unbounded = sum(int(np.count_nonzero(np.isposinf(values))) for values in log_ratios)
-    if unbounded:
-        warn_of_accuracy(
-            f"the relative ratio is beyond 1 / alpha at {unbounded} points, where the ratio is inf: the divergences "
-            "are not finite; take a smaller alpha"
-        )
-    return unbounded
+    return np.minimum(log_relative, -math.log(alpha)) + math.log1p(-alpha) - np.log(_rest(log_relative, alpha, least))

@@ -482,6 +482,7 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         >>> bool(abs(weights @ x_q - 1) < 0.1), 2000 < size < 5000
         (True, True)
         """
+        check_is_fitted(self)
         with _naming("x_q"):
             log_ratio = self.log_ratio(x_q).astype(np.float64)
         size = effective_sample_size(log_ratio)

@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold
 from ._arrays import as_count, as_rng
 from .estimate import AccuracyWarning, warn_of_accuracy
 from .functionals import FEW_ROWS, certified_bounds, estimate_of, functionals
-from .kernel_ratio import KernelRatio, KLIEPRatio, LeastSquaresRatio, warn_of_infinity
+from .kernel_ratio import KernelRatio, KLIEPRatio, LeastSquaresRatio
 from .neighbors import knn_estimate
 from .networks import MLPRatioClassifier
 from .ratio import (
@@ -115,8 +115,9 @@ def divergences_from_samples(
     for KL(p || q) of N(1, 1) from N(0, 4), and of two unit Gaussians in the plane around 1/2 from two of variance 1.69
     around 0, with 500 samples of each and 100 seeds, these held the truth: 96 and 97 by uLSIF, 94 and 96 by RuLSIF, 98
     and 100 by KLIEP. Where the ratio is unbounded, as of two Gaussians of one width, they are wide, the values of
-    uLSIF and KLIEP off by up to a third, and in the plane 34 of 40 by uLSIF held the truth, for JS 32. RuLSIF gives
-    inf where the ratio that it relates to alpha is beyond its bound; see `LeastSquaresRatio`.
+    uLSIF and KLIEP off by up to a third, and in the plane 34 of 40 by uLSIF held the truth, for JS 32. Where the
+    relative ratio that RuLSIF fits comes within half a row of its bound, 1 / alpha, the ratio is cut off, with a
+    warning; see `LeastSquaresRatio`.
 
     A log-ratio that the classifier cannot follow, or has too few samples for, makes the value too low by more than the
     standard error knows: with a network in five dimensions and 500 samples of each, by some two of them.
@@ -219,7 +220,6 @@ def _by_kernels(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios, p, q):
     the log of the ratio's mean under q, and its noise the spread of the ratio there.
     """
     bounds = certified_bounds(log_ratio_p, log_ratio_q)
-    is_infinite = warn_of_infinity([log_ratio_p, log_ratio_q]) > 0
     mean_ratio, estimates = _mean_ratio(log_ratio_q), {}
     with np.errstate(invalid="ignore", divide="ignore"):
         in_sample = functionals(model.log_ratio(x_p), model.log_ratio(x_q))
@@ -233,7 +233,7 @@ def _by_kernels(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios, p, q):
                 parts += [np.float64(mean_ratio.standard_error) / mean_ratio, np.log(mean_ratio)]
             estimates[name] = estimate_of(
                 {f"x_{p}" if x == "x_p" else f"x_{q}": part for x, part in means.items()},
-                math.inf if model.separated_ or is_infinite else math.hypot(*parts, optimism),
+                math.inf if model.separated_ else math.hypot(*parts, optimism),
                 method=model.method,
                 lower_bound=bounds[name],
                 separated=model.separated_,
@@ -241,7 +241,7 @@ def _by_kernels(x_p, x_q, model, log_ratio_p, log_ratio_q, ratios, p, q):
                 mean_ratio=float(mean_ratio),
             )
     asked = {f"KL({p}‖{q})": estimates["kl_pq"]}
-    if not (is_infinite or _warn_of_size(asked, math.log(min(len(x_p), len(x_q))))):
+    if not _warn_of_size(asked, math.log(min(len(x_p), len(x_q)))):
         # The penalty on the weights shrinks the ratio, which the standard error knows.
         _warn_of_mean(mean_ratio, q, SHRUNK)
     return estimates
