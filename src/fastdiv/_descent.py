@@ -51,6 +51,8 @@ class RowOrder:
         if generator is not None:
             rows = generator.permutation(rows)
             rows = np.concatenate([rows, rows[: self.batch_size]])
+            # A batch from each place.
+            self._windows = np.lib.stride_tricks.sliding_window_view(rows, self.batch_size)
         self._rows = rows
 
     def chunks(self, n_steps: int) -> Iterator[NDArray[np.intp]]:
@@ -63,11 +65,10 @@ class RowOrder:
         n_whole = self.n_rows // size
         offset = self._generator.integers(self.n_rows)
         starts = (offset + size * self._generator.permutation(n_whole)) % self.n_rows
-        windows = np.lib.stride_tricks.sliding_window_view(self._rows, size)
         for first in range(0, n_whole, n_steps):
-            yield windows[starts[first : first + n_steps]].ravel().astype(np.intp, copy=False)
+            yield self._windows[starts[first : first + n_steps]].ravel().astype(np.intp, copy=False)
         if n_whole * size < self.n_rows:
-            yield windows[(offset + n_whole * size) % self.n_rows, : self.n_rows % size].astype(np.intp)
+            yield self._windows[(offset + n_whole * size) % self.n_rows, : self.n_rows % size].astype(np.intp)
 
 
 def polynomials_at_once(terms: PolynomialTerms, X: NDArray[np.floating]) -> NDArray[np.floating] | None:
