@@ -709,7 +709,7 @@ class LogisticRatioClassifier(RatioClassifier):
         )
 
     def _fit(self, X, in_p, weight):
-        random, start = check_random_state(self.random_state), None
+        random, start = check_random_state(self.random_state) if self.solver == "sgd" else None, None
         held = self._held_out(in_p, weight, random)
         if self.warm_start and hasattr(self, "coef_"):
             X, weight, start = self._last_fit("warm_start", X, weight)
