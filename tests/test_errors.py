@@ -591,7 +591,7 @@ def test_divergences_of_empty_samples_are_refused(fitted, argument, call):
         ([1.0, 2.0], r"sample_weight.*\(2,\).*\(100,\)"),
         (-np.ones(100), "[Nn]egative.*sample_weight|sample_weight.*negative"),
         (np.full(100, NAN), "sample_weight contains NaN"),
-        (1.0 * Y, "sample_weight must leave weight in each class, got 0.0 and 50.0"),
+        (1.0 * Y, "sample_weight and class_weight must leave weight in each class, got 0.0 and 50.0"),
     ],
 )
 def test_bad_sample_weights_are_refused(weights, message):

@@ -22,7 +22,10 @@ def test_answers(name):
     (row,) = peers.measure_rows([name], quick=True)
     for peer, result in row["peers"].items():
         assert result.get("missing") or result["right"], (peer, result)
-    assert {"fastdiv", "fastdiv (numba)"} < {peer for peer in row["peers"] if "seconds" in row["peers"][peer]}
+    ours = {"fastdiv", "fastdiv (numba)"} & row["peers"].keys()
+    measured = {peer for peer in row["peers"] if "seconds" in row["peers"][peer]}
+    assert "fastdiv" in ours <= measured
+    assert ours < measured or all("missing" in row["peers"][peer] for peer in row["peers"].keys() - ours)
 
 
 @pytest.fixture
