@@ -148,7 +148,7 @@ def logistic_sgd_epoch(inputs, outputs):
         velocity = momentum * velocity + learning_rate / step**power_t * gradient
         coef = coef + velocity
         coef_sum = coef_sum + coef
-    return [coef, coef_sum, loss]
+    return [coef, velocity, coef_sum, loss]
 
 
 def logistic_newton_pass(inputs, outputs):

@@ -180,11 +180,6 @@ def _sorted_points(rng, n, k):
     return (np.sort(rng.normal(size=n + k)), np.sort(rng.normal(size=n)), k), (np.zeros(n), np.zeros(n))
 
 
-def _coef_sum_and_loss(outputs):
-    coef, _, coef_sum, loss = outputs
-    return coef, coef_sum, loss
-
-
 def _newton(rng, n, k):
     """Two steps, whatever they lead to, and a look at the end of the second."""
     inputs, sums = _standardised(rng, n, k)
@@ -336,7 +331,7 @@ KERNELS = [
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
     Kernel("logistic_newton_pass", "ratio", _standardised, ("dtype", "n"), 4, least=10.0),
     Kernel("logistic_newton_steps", "ratio", _newton, ("dtype", "n"), 13, _steps_and_losses, least=1.0),
-    Kernel("logistic_sgd_epoch", "ratio", _descent, ("dtype", "n"), 2, _coef_sum_and_loss),
+    Kernel("logistic_sgd_epoch", "ratio", _descent, ("dtype", "n"), 2),
     Kernel("logsumexp_rows", "mixture", _rows),
     Kernel("merge_moments", "montecarlo", _moments, (), 2, _mean_and_m2),
     Kernel("mixture_logpdf", "mixture", _line),

@@ -462,6 +462,16 @@ def test_weights_make_samples_of_q_stand_for_p(estimator):
         model.importance_weights(x_q[:10])
 
 
+@every_estimator
+def test_lower_bounds(estimator):
+    model = clone(estimator).fit_samples(*samples(2000, 2000))
+    x_p, x_q = samples(5000, 5000, seed=1)
+    for kind, of_mean in (("donsker-varadhan", lambda mean: -math.log(mean)), ("nwj", lambda mean: 1 - mean)):
+        bound = model.kl_lower_bound(x_p, x_q, kind)
+        assert bound == pytest.approx(model.log_ratio(x_p).mean() + of_mean(model.ratio(x_q).mean()), rel=1e-12)
+        assert KL - 0.1 < bound < KL + 4 * bound.standard_error < KL + 0.2
+
+
 def test_two_threads_leave_blas_as_they_found_it():
     def n_threads():
         return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}

@@ -91,6 +91,15 @@ def test_newton_passes_of_any_width_agree(kernels, n_features, n_sums, n_hessian
         np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_rows_without_weight_separate_nothing(kernels):
+    (X, centre, scale, y, weight, coef), outputs = TABLE["logistic_newton_pass"].load(300)
+    log_odds = (X - centre) * scale @ coef[:-1] + coef[-1]
+    weight[[*np.argsort(log_odds)[:100], *np.argsort(log_odds)[-100:]]] = 0
+    kernels.logistic_newton_pass(X, centre, scale, y, weight, coef, *outputs)
+    expected = log_odds[(y == 1) & (weight > 0)].min(), log_odds[(y == 0) & (weight > 0)].max()
+    np.testing.assert_allclose(outputs[-1][1:3], expected, rtol=1e-12)
+
+
 def test_moments_far_from_zero(kernels):
     X = np.repeat([[1e9, 3.0], [1e9 + 1, 3.0]], 500, axis=0)
     means, squares, total = np.empty(2), np.empty(2), np.empty(1)

@@ -20,6 +20,8 @@ FLOORS = [
     ["_descent"],
     ["closed_form", "quadrature", "montecarlo"],
     ["divergences", "ratio"],
+    ["logistic"],
+    ["calibration"],
     ["networks", "telescoping", "kernel_ratio", "neighbors"],
     ["samples"],
     ["cli"],

@@ -250,17 +250,32 @@ def test_backends_fit_the_same_coefficients(dtype):
         np.testing.assert_allclose(coef, coefs[0], rtol=1e-12 if dtype == np.float64 else 1e-5)
 
 
+@quietly
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_backends_descend_alike(dtype):
-    x_p, x_q = (x.astype(dtype) for x in samples(500, 500))
-    coefs = []
-    for backend in ("numpy", "cython", "numba"):
-        model = LogisticRatioClassifier(degree=2, solver="sgd", max_iter=10, tol=0, random_state=3, backend=backend)
-        with pytest.warns(match="no convergence"):
-            coefs.append(model.fit_samples(x_p, x_q).coef_)
-    assert coefs[0].dtype == dtype
-    for coef in coefs[1:]:
-        np.testing.assert_allclose(coef, coefs[0], rtol=1e-10 if dtype == np.float64 else 1e-4)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_iter": 10, "tol": 0},
+        {"average": True, "schedule": "constant"},
+        {"schedule": "invscaling", "average": 400, "class_weight": "balanced"},
+        {"early_stopping": True, "batch_size": 7, "alpha": 1e-2},
+    ],
+    ids=["adaptive", "averaged", "invscaling", "early stopping"],
+)
+def test_backends_descend_alike(options, dtype):
+    x_p, x_q = (x.astype(dtype) for x in samples(500, 400))
+    models = [
+        LogisticRatioClassifier(2, "sgd", **options, random_state=3, backend=backend).fit_samples(x_p, x_q)
+        for backend in ("numpy", "cython", "numba")
+    ]
+    assert models[0].coef_.dtype == dtype
+    for model in models[1:]:
+        if dtype == np.float32:
+            np.testing.assert_allclose(fitted_coef(model), fitted_coef(models[0]), rtol=1e-3)
+            continue
+        assert model.n_iter_ == models[0].n_iter_
+        np.testing.assert_allclose(fitted_coef(model), fitted_coef(models[0]), rtol=1e-9)
+        np.testing.assert_allclose(model.coef_covariance_, models[0].coef_covariance_, rtol=1e-9)
 
 
 def test_the_context_chooses_the_backend_too():
@@ -607,6 +622,17 @@ def test_early_stopping_returns_the_best_coefficients():
     other = model.terms_.transform(X[~held])
     moves = coefficient_moves(other, y[~held] == 1, model.decision_function(X[~held]), np.ones(len(other)), model.alpha)
     np.testing.assert_allclose(model.coef_covariance_, moves.T @ moves, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cython", "numba"])
+def test_rows_held_out_do_not_say_whether_the_others_are_separated(backend):
+    y = np.repeat([0, 1], 200)
+    X = (2 * y - 1 + np.random.default_rng(0).uniform(-0.5, 0.5, 400))[:, None]
+    X[held_out(y == 1, 0.1, np.random.RandomState(0))] *= -1
+    model = LogisticRatioClassifier(solver="sgd", early_stopping=True, random_state=0, backend=backend)
+    with pytest.warns(AccuracyWarning, match="the classifier separates the samples"):
+        model.fit(X, y)
+    assert model.separated_
 
 
 def test_early_stopping_needs_rows_of_both_classes():

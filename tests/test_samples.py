@@ -1,6 +1,7 @@
 """Divergences from samples by classifiers of any kind."""
 
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -28,7 +29,7 @@ from fastdiv import (
     kl_divergence_from_samples,
     log_ratio,
 )
-from fastdiv.samples import divergences_from_samples
+from fastdiv.samples import _in_sample, divergences_from_samples
 
 P, Q = Normal(1, 1), Normal(0, 2)
 KL = kl_divergence(P, Q)
@@ -262,6 +263,30 @@ def test_class_weights_leave_the_standard_error(class_weight):
     assert mean_error(class_weight=class_weight) == pytest.approx(mean_error(), rel=0.15)
 
 
+@pytest.mark.parametrize("telescoping", [None, 3])
+def test_errors_in_parts_are_those_at_once(monkeypatch, telescoping):
+    found = []
+    for size in (1 << 20, 0):
+        monkeypatch.setattr("fastdiv.ratio.BLOCK_TERMS", size)
+        monkeypatch.setattr("fastdiv.ratio.AT_ONCE", size)
+        estimates = divergences_from_samples(*samples(900, 700), telescoping=telescoping, rng=0)
+        found.append([(value, value.standard_error) for value in estimates.values()])
+    np.testing.assert_allclose(*found, rtol=1e-9)
+
+
+def test_errors_of_many_terms_take_little_memory():
+    # 230 terms of 20000 rows are 37 MB.
+    x_p, x_q = np.random.default_rng(0).normal(size=(2, 10_000, 20))
+    model = LogisticRatioClassifier(2).fit_samples(x_p, x_q)
+    tracemalloc.start()
+    try:
+        _in_sample(model, x_p, x_q)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16e6
+
+
 def test_a_seed_is_for_what_has_none():
     x_p, x_q = samples(60, 60)
     found = [
@@ -315,6 +340,32 @@ def test_units_do_not_matter_to_neighbors(unit):
     x_p, x_q = rng.normal(size=(2, 200, 2))
     found = [kl_divergence_from_samples(scale * x_p, scale * x_q, "knn", rng=0) for scale in (1, unit)]
     assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_spreads_beyond_the_largest_number():
+    x_p, x_q = np.random.default_rng(0).uniform(-1, 1, size=(2, 200))
+    x_q **= 3
+    found = [kl_divergence_from_samples(scale * x_p, scale * x_q, "knn", rng=0) for scale in (1, 1.7e308)]
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert found[0].standard_error == pytest.approx(found[1].standard_error, rel=1e-9)
+    for estimator in ("logistic", "mlp", "ulsif", "kliep"):
+        with pytest.raises(ValueError, match="must have a spread that float64 can hold"):
+            kl_divergence_from_samples(1.7e308 * x_p, 1.7e308 * x_q, estimator)
+
+
+@pytest.mark.parametrize("make", [np.asarray, np.ndarray.tolist])
+def test_points_beyond_the_largest_sum(make):
+    x_p, x_q = samples(200, 200)
+    far = np.repeat([[1e308], [-1e308]], 100, axis=0)
+    model = LogisticRatioClassifier().fit_samples(x_p, x_q)
+    np.testing.assert_allclose(model.log_ratio(make(far)) / model.log_ratio(far / 1e290), 1e290, rtol=1e-12)
+    assert model.kl_divergence(make(far)).standard_error == math.inf
+    with pytest.raises(ValueError, match="X must have a spread that float64 can hold"):
+        LogisticRatioClassifier().fit(make(far), make(np.arange(200) % 2))
+    with pytest.raises(ValueError, match="X must have a spread that float64 can hold"):
+        LogisticRatioClassifier(solver="sgd").partial_fit(make(far), np.arange(200) % 2, [0, 1])
+    with pytest.raises(ValueError, match="x_q must be rows of finite numbers: Input X contains NaN"):
+        model.js_divergence(x_p, np.append(far, [[np.nan]], axis=0))
 
 
 def test_a_spread_whose_square_vanishes_is_refused():

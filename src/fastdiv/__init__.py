@@ -15,10 +15,11 @@ from .montecarlo import running_mean
 from .quadrature import trapezoid_kl, trapezoid_kl_normal
 
 if TYPE_CHECKING:
+    from .calibration import RatioFromClassifier
     from .kernel_ratio import KLIEPRatio, LeastSquaresRatio
+    from .logistic import LogisticRatioClassifier
     from .neighbors import knn_kl_divergence
     from .networks import MLPRatioClassifier
-    from .ratio import LogisticRatioClassifier, RatioFromClassifier
     from .samples import kl_divergence_from_samples
     from .telescoping import TelescopingRatioClassifier
 
@@ -60,9 +61,9 @@ __all__ = [
 _WITH_SCIKIT_LEARN = {
     "KLIEPRatio": ".kernel_ratio",
     "LeastSquaresRatio": ".kernel_ratio",
-    "LogisticRatioClassifier": ".ratio",
+    "LogisticRatioClassifier": ".logistic",
     "MLPRatioClassifier": ".networks",
-    "RatioFromClassifier": ".ratio",
+    "RatioFromClassifier": ".calibration",
     "TelescopingRatioClassifier": ".telescoping",
     "kl_divergence_from_samples": ".samples",
     "knn_kl_divergence": ".neighbors",

@@ -49,10 +49,8 @@ class RowOrder:
         self.batch_size = min(int(batch_size), self.n_rows)
         self._generator = generator
         if generator is not None:
-            rows = generator.permutation(rows)
-            rows = np.concatenate([rows, rows[: self.batch_size]])
-            # A batch from each place.
-            self._windows = np.lib.stride_tricks.sliding_window_view(rows, self.batch_size)
+            # Twice, for what goes on around the end.
+            rows = np.tile(generator.permutation(rows), 2)
         self._rows = rows
 
     def chunks(self, n_steps: int) -> Iterator[NDArray[np.intp]]:
@@ -62,13 +60,14 @@ class RowOrder:
             for first in range(0, self.n_rows, n_steps * size):
                 yield self._rows[first : first + n_steps * size].astype(np.intp, copy=False)
             return
-        n_whole = self.n_rows // size
-        offset = self._generator.integers(self.n_rows)
-        starts = (offset + size * self._generator.permutation(n_whole)) % self.n_rows
-        for first in range(0, n_whole, n_steps):
-            yield self._windows[starts[first : first + n_steps]].ravel().astype(np.intp, copy=False)
-        if n_whole * size < self.n_rows:
-            yield self._windows[(offset + n_whole * size) % self.n_rows, : self.n_rows % size].astype(np.intp)
+        offset, n_last = self._generator.integers(self.n_rows), self.n_rows % size
+        last = offset + self.n_rows - n_last
+        batches = self._rows[offset:last].reshape(-1, size)
+        order = self._generator.permutation(len(batches))
+        for first in range(0, len(order), n_steps):
+            yield batches.take(order[first : first + n_steps], axis=0).ravel().astype(np.intp, copy=False)
+        if n_last:
+            yield self._rows[last : last + n_last].astype(np.intp, copy=False)
 
 
 def polynomials_at_once(terms: PolynomialTerms, X: NDArray[np.floating]) -> NDArray[np.floating] | None:

@@ -1710,13 +1710,11 @@ cdef bint _logistic_pass(
             tile_totals = _triangle_products(curvatures, columns, n_columns, n_padded, rows, tile_totals)
         if squares != NULL:
             _triangle_products(squared, columns, n_columns, n_padded, rows, tile_totals)
-            for i in range(n_points, ROWS):
-                logits[i] = -INFINITY
             for i in range(ROWS // LANES):
                 for j in range(LANES):
                     k = i * LANES + j
-                    low = logits[k] if targets[k] != 0 else <floating> INFINITY
-                    high = logits[k] if targets[k] == 0 else <floating> -INFINITY
+                    low = logits[k] if targets[k] * weights[k] > 0 else <floating> INFINITY
+                    high = logits[k] if (1 - targets[k]) * weights[k] > 0 else <floating> -INFINITY
                     lows[j] = low if low < lows[j] else lows[j]
                     highs[j] = high if high > highs[j] else highs[j]
             for i in range(ROWS // LANES):

@@ -1311,6 +1311,8 @@ def _logistic_pass(X, centre, scale, y, sample_weight, coef, n_sums, sums, hessi
             _triangle_products(rows[5], columns, rows[6], squares)
             for i in range(len(targets)):
                 logit, weight, label = logits[i], np.float64(weights[i]), int(targets[i] != 0)
+                if weight == 0:
+                    continue
                 if label:
                     out[1] = min(out[1], logit)
                 else:

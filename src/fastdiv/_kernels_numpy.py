@@ -270,7 +270,7 @@ def logistic_newton_pass(X, centre, scale, y, sample_weight, coef, sums, hessian
     scores of class 0 and those of class 1, and if it has four rows the same times the weights once more; `hessian` and
     `squares` (d + 1, d + 1), unless they are empty, the lower triangles of the loss's Hessian and of the scores' outer
     products. `out` is the sum of the losses and, kept with `squares`, the least log-odds of class 1 and the largest
-    of class 0, and by class the sums of the weights and of their squares.
+    of class 0, of rows that weigh something, and by class the sums of the weights and of their squares.
     """
     rows = np.column_stack([(X - centre) * scale, np.ones(len(X), dtype=X.dtype)])
     logit = rows @ coef
@@ -284,8 +284,8 @@ def logistic_newton_pass(X, centre, scale, y, sample_weight, coef, sums, hessian
         hessian += np.tril((rows.T * (sample_weight * probability * (1 - probability))) @ rows)
     if squares.size:
         squares += np.tril((rows.T * residual**2) @ rows)
-        out[1] = np.min(logit[y != 0], initial=out[1])
-        out[2] = np.max(logit[y == 0], initial=out[2])
+        out[1] = np.min(logit[(y != 0) & (sample_weight > 0)], initial=out[1])
+        out[2] = np.max(logit[(y == 0) & (sample_weight > 0)], initial=out[2])
         for i, power in enumerate([sample_weight, np.square(sample_weight, dtype=np.float64)]):
             out[3 + 2 * i : 5 + 2 * i] += [np.sum(power[y == label], dtype=np.float64) for label in (0, 1)]
 

@@ -107,21 +107,23 @@ class PolynomialTerms:
             return means, squares, total
 
         blocks = map_blocks(work, len(X))
-        with np.errstate(all="ignore"):
-            mean, squares, total = blocks[0]
-            if len(blocks) > 1:
-                means, squares, totals = map(np.array, zip(*blocks, strict=True))
-                total = totals.sum()
+        mean, squares, total = blocks[0]
+        if len(blocks) > 1:
+            means, squares, totals = map(np.array, zip(*blocks, strict=True))
+            with np.errstate(all="ignore"):
+                total = totals.sum(axis=0)
                 mean = totals[:, 0] @ means / total
                 squares = squares.sum(axis=0) + totals[:, 0] @ np.square(means - mean)
-            # As scikit-learn's StandardScaler tells a constant; and as far as the data's own rounding goes.
-            rounding = max(len(X) * EPS[FLOAT64], 4 * EPS[X.dtype])
-            variance = squares / total
-            scale = [
-                1.0 if square <= (rounding * centre) * (rounding * centre) else 1 / math.sqrt(square)
-                for square, centre in zip(variance.tolist(), mean.tolist(), strict=True)
-            ]
-            return mean.astype(X.dtype, copy=False), np.array(scale).astype(X.dtype, copy=False)
+        # As scikit-learn's StandardScaler tells a constant; and as far as the data's own rounding goes.
+        rounding, (mass,) = max(len(X) * EPS[FLOAT64], 4 * EPS[X.dtype]), total.tolist()
+        scale = [
+            1.0 if square / mass <= (rounding * centre) * (rounding * centre) else 1 / math.sqrt(square / mass)
+            for square, centre in zip(squares.tolist(), mean.tolist(), strict=True)
+        ]
+        if X.dtype == FLOAT64:
+            return mean, np.array(scale)
+        with np.errstate(over="ignore"):
+            return mean.astype(X.dtype), np.array(scale, dtype=X.dtype)
 
 
 class Scores(NamedTuple):
@@ -154,9 +156,9 @@ class LogisticLoss:
         self.kernels, self.terms, self.alpha = kernels, terms, alpha
         self.X, self.y, self.weight = X, y, weight
         self.n_coefficients = n = len(terms.centre) + 1
-        self.mass = float(weight.sum(dtype=np.float64))
-        self.ridge = np.full(n, float(alpha))
-        self.ridge[-1] = 0
+        self.mass = float(np.add.reduce(weight, dtype=np.float64))
+        self.ridge = np.zeros(n)
+        self.ridge[:-1] = alpha
         self.eps = EPS[X.dtype]
         # Of the first degree there is nothing to write down.
         self.n_rows = len(X) if terms.degree == 1 else min(max(BLOCK_VALUES // n, 256), BLOCK_SIZE)

@@ -261,7 +261,7 @@ def _complete_rows(path, table, names):
 
 def _compared(names, a, b, labels, degree=2):
     """Return the divergences and the warnings of one comparison, of some columns at once."""
-    from .ratio import LogisticRatioClassifier
+    from .logistic import LogisticRatioClassifier
     from .samples import divergences_from_samples
 
     with warnings.catch_warnings(record=True) as caught:
@@ -512,9 +512,9 @@ def _seconds(function):
 def _speed_calls():
     """Return calls of every kernel family, by name."""
     from ._logsumexp import logsumexp
+    from .logistic import LogisticRatioClassifier
     from .networks import MLPRatioClassifier
     from .quadrature import trapezoid_kl
-    from .ratio import LogisticRatioClassifier
 
     n, columns, k = 100_000, 10, 8
     rng = np.random.default_rng(SEED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from functools import cache
-from numbers import Integral, Real
+from numbers import Integral
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -13,24 +13,20 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
-from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
 from sklearn.utils import ClassifierTags, check_random_state
-from sklearn.utils.validation import _get_feature_names, check_array, check_is_fitted, validate_data
 from threadpoolctl import ThreadpoolController
 
 from ._arrays import as_count, as_float_array
 from ._backend import map_blocks
 from .distributions import Mixture
 from .estimate import warn_of_accuracy
-from .functionals import estimate_of, functionals
-from .ratio import FLOATS, RatioClassifier, _as_matrix, _naming, checked_samples
+from .ratio import RatioEstimator, _as_checked_array, _as_matrix, _naming
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from ._arrays import ArrayLike, NDArray
-    from .estimate import Estimate
+    from ._arrays import ArrayLike
 
 __all__ = ["KLIEPRatio", "KernelRatio", "LeastSquaresRatio"]
 
@@ -47,7 +43,7 @@ BANDWIDTH_FACTORS = np.geomspace(0.25, 4.0, 9)
 PENALTIES = np.geomspace(1e-4, 10.0, 11)
 
 
-class KernelRatio(BaseEstimator):
+class KernelRatio(RatioEstimator):
     """A density ratio as a sum of Gaussian kernels with weights of at least 0.
 
     A subclass checks its parameters in `_check_parameters` and has, in `_fit`, the attributes of a fit to standardised
@@ -55,11 +51,6 @@ class KernelRatio(BaseEstimator):
     """
 
     alpha = 0.0
-    # These ask no more of an estimator than that it has `log_ratio`.
-    _whole = RatioClassifier._whole
-    _checked_labels = RatioClassifier._checked_labels
-    _check_finite = RatioClassifier._check_finite
-    importance_weights = RatioClassifier.importance_weights
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -87,11 +78,30 @@ class KernelRatio(BaseEstimator):
             As in `fit_samples`, or if the labels are not two.
         """
         self._check_parameters()
-        with self._whole():
-            X, _, in_p = self._checked_labels(X, y)
-            self._check_finite(X)
-            self._fit_checked(X[in_p], X[~in_p])
+        self._whole(self._fit_labelled, X, y)
         return self
+
+    def _fit_labelled(self, X, y):
+        X, _, in_p = self._checked_labels(X, y)
+        self._check_finite(X)
+        x_p, x_q = X[in_p], X[~in_p]
+        if min(len(x_p), len(x_q)) < 2:
+            raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
+        self._least_rest = 0.5 / len(X)
+        self.mean_, self.scale_ = self._scaling(x_p, x_q)
+        z_p, z_q = self._terms(x_p), self._terms(x_q)
+        self.centres_ = self._centres(z_p)
+        if self.bandwidths is None:
+            self.bandwidths_ = BANDWIDTH_FACTORS * _median_distance(z_p, z_q, self.centres_)
+        else:
+            self.bandwidths_ = _grid(self.bandwidths, "bandwidths")
+        with one_blas_thread():
+            vars(self).update(self._fit(z_p, z_q, self.centres_, self.bandwidths_))
+        if self.separated_:
+            warn_of_accuracy(
+                "the ratio separates the samples: it is unbounded on this evidence, and only the kernels' width keeps "
+                "the estimate finite"
+            )
 
     def fit_samples(self, x_p: ArrayLike, x_q: ArrayLike) -> Self:
         """Fit to samples of p, the numerator, and q, the denominator.
@@ -111,33 +121,7 @@ class KernelRatio(BaseEstimator):
             If a parameter is out of range or so small that rounding is all that is left, a sample has fewer than two
             rows, or the numbers of features differ.
         """
-        self._check_parameters()
-        names = _get_feature_names(x_p)
-        with self._whole():
-            self._fit_checked(*checked_samples(x_p, x_q))
-            vars(self).pop("feature_names_in_", None)
-            if names is not None:
-                self.feature_names_in_ = names
-        return self
-
-    def _fit_checked(self, x_p, x_q):
-        if min(len(x_p), len(x_q)) < 2:
-            raise ValueError(f"x_p and x_q must have at least 2 rows, got {len(x_p)} and {len(x_q)}")
-        fitted = {"n_features_in_": x_p.shape[1], "_least_rest": 0.5 / (len(x_p) + len(x_q)), **self._scaling(x_p, x_q)}
-        z_p, z_q = (_standardised(x, fitted) for x in (x_p, x_q))
-        centres = self._centres(z_p, fitted)
-        if self.bandwidths is None:
-            bandwidths = BANDWIDTH_FACTORS * _median_distance(z_p, z_q, centres)
-        else:
-            bandwidths = _grid(self.bandwidths, "bandwidths")
-        with one_blas_thread():
-            fitted |= {"centres_": centres, "bandwidths_": bandwidths, **self._fit(z_p, z_q, centres, bandwidths)}
-        vars(self).update(fitted)
-        if self.separated_:
-            warn_of_accuracy(
-                "the ratio separates the samples: it is unbounded on this evidence, and only the kernels' width keeps "
-                "the estimate finite"
-            )
+        return self._fit_samples(x_p, x_q)
 
     def _check_parameters(self):
         if isinstance(self.centres, Integral):
@@ -148,24 +132,27 @@ class KernelRatio(BaseEstimator):
     def _scaling(self, x_p, x_q):
         """Return the features' pooled means and standard deviations; a constant one has 1."""
         if not self.standardise:
-            return {"mean_": np.zeros(x_p.shape[1]), "scale_": np.ones(x_p.shape[1])}
-        both = np.concatenate([x_p, x_q]).astype(np.float64, copy=False)
+            return np.zeros(x_p.shape[1]), np.ones(x_p.shape[1])
+        X = np.concatenate([x_p, x_q]).astype(np.float64, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):
-            mean, scale = both.mean(axis=0), both.std(axis=0)
-        constant = both.max(axis=0) == both.min(axis=0)
+            mean, scale = X.mean(axis=0), X.std(axis=0)
+        constant = X.max(axis=0) == X.min(axis=0)
         if not np.all(np.isfinite(scale) & ((scale > 0) | constant)):
             raise ValueError(f"x_p and x_q must have a spread that float64 can hold, got {scale.tolist()}")
-        return {"mean_": mean, "scale_": np.where(constant, 1.0, scale)}
+        return mean, np.where(constant, 1.0, scale)
 
-    def _centres(self, z_p, scaling):
+    def _terms(self, X):
+        return np.ascontiguousarray((X - self.mean_) / self.scale_, dtype=np.float64)
+
+    def _centres(self, z_p):
         if isinstance(self.centres, Integral):
             n_centres = min(int(self.centres), len(z_p))
             return z_p[check_random_state(self.random_state).choice(len(z_p), n_centres, replace=False)]
         with _naming("centres"):
-            centres = check_array(_as_matrix(self.centres), dtype=np.float64, order="C")
+            centres = _as_checked_array(_as_matrix(self.centres), dtype=np.float64, order="C")
         if centres.shape[1] != z_p.shape[1]:
             raise ValueError(f"centres must have {z_p.shape[1]} columns, as the samples, got {centres.shape[1]}")
-        return _standardised(centres, scaling)
+        return self._terms(centres)
 
     def _log_sum(self, z):
         """Return the log of the sum of the kernels, which is a Gaussian mixture's up to a constant."""
@@ -176,113 +163,24 @@ class KernelRatio(BaseEstimator):
         log_constant = math.log(total) + self.n_features_in_ * math.log(self.bandwidth_ * math.sqrt(2 * math.pi))
         return mixture.logpdf(z[:, 0] if self.n_features_in_ == 1 else z) + log_constant
 
-    def _checked(self, X):
-        return validate_data(self, _as_matrix(X), dtype=FLOATS, reset=False)
-
-    def log_ratio(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Estimated log p(x) - log q(x).
-
-        Parameters
-        ----------
-        X : array_like, shape (n, n_features)
-            Points. A one-dimensional array is taken as one feature.
-
-        Returns
-        -------
-        ndarray, shape (n,)
-            In nats; float32 for float32 points, else float64.
-        """
-        check_is_fitted(self)
-        X = self._checked(X)
-        return self._log_ratio(_standardised(X, vars(self))).astype(X.dtype, copy=False)
-
     def _log_ratio(self, z):
         return _from_relative(self._log_sum(z), self.alpha, self._least_rest)
 
-    def ratio(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Estimated p(x) / q(x), shape (n,)."""
-        return np.exp(self.log_ratio(X))
-
-    def kl_divergence(self, x_p: ArrayLike) -> Estimate:
-        """Estimate KL(p || q) as the mean log-ratio over samples of p.
-
-        Parameters
-        ----------
-        x_p : array_like, shape (n, n_features)
-            Samples of p. On the samples of the fit, the estimate is optimistic.
-
-        Returns
-        -------
-        Estimate
-            In nats. Its standard error holds the spread of these samples and that of the fitted weights, taken as
-            independent; not what a sum of kernels of this width cannot follow, nor the choice of the width: what of
-            these can be seen is in that of `kl_divergence_from_samples`.
-
-        Warns
-        -----
-        AccuracyWarning
-            If the ratio is cut off at a sample, as `LeastSquaresRatio` says; `diagnostics` has at how many in "cut".
-        """
-        return self._estimates(x_p=x_p)["kl_pq"]
-
-    def js_divergence(self, x_p: ArrayLike, x_q: ArrayLike) -> Estimate:
-        """Estimate the Jensen-Shannon divergence from the log-ratio at samples of both.
-
-        Parameters
-        ----------
-        x_p, x_q : array_like, shape (n, n_features)
-            Samples of p and of q.
-
-        Returns
-        -------
-        Estimate
-            In nats, with a standard error as in `kl_divergence`.
-
-        Warns
-        -----
-        AccuracyWarning
-            As in `kl_divergence`.
-        """
-        return self._estimates(x_p=x_p, x_q=x_q)["js"]
-
-    def _estimates(self, **samples):
-        check_is_fitted(self)
-        points = {}
-        for name, x in samples.items():
-            with _naming(name):
-                points[name] = _standardised(self._checked(x), vars(self))
-        log_ratios = {name: self._log_ratio(z) for name, z in points.items()}
-        n_cut = self._warn_of_cut(*log_ratios.values())
-        estimates = {}
-        for name, (means, slopes) in functionals(**log_ratios).items():
-            with one_blas_thread():
-                gradient = sum(self._mean_slope(points[x], slope) for x, slope in slopes.items())
-            # One sample says nothing of its spread.
-            variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
-            variance += gradient @ self.weights_covariance_ @ gradient
-            # Where it is negative, nothing of it is left but rounding.
-            standard_error = math.sqrt(variance) if variance >= 0 else math.inf
-            estimates[name] = estimate_of(means, standard_error, method=self.method, cut=n_cut, **self._diagnostics())
-        return estimates
-
-    def _ratios_at(self, x_p, x_q):
-        """Return, as the ratio classifiers do, of the one ratio its logarithm at both samples."""
-        log_ratios = tuple(self._log_ratio(_standardised(self._checked(x), vars(self))) for x in (x_p, x_q))
-        self._warn_of_cut(*log_ratios)
-        return [log_ratios]
-
-    def _warn_of_cut(self, *log_ratios):
-        """Return at how many points the ratio is cut off, and warn if there are any."""
-        if self.alpha == 0:
-            return 0
-        at_cut = _from_relative(math.log1p(-self._least_rest) - math.log(self.alpha), self.alpha, self._least_rest)
-        n_cut = sum(int(np.count_nonzero(values > at_cut)) for values in log_ratios)
+    def _at(self, **samples):
+        z, log_ratios, diagnostics = super()._at(**samples)
+        n_cut = 0
+        if self.alpha > 0:
+            at_cut = _from_relative(math.log1p(-self._least_rest) - math.log(self.alpha), self.alpha, self._least_rest)
+            n_cut = sum(int(np.count_nonzero(values > at_cut)) for values in log_ratios.values())
         if n_cut:
             warn_of_accuracy(
                 "the relative ratio is within half a row of 1 / alpha, or beyond it: the ratio is cut off there, and "
                 "may be much larger; take a smaller alpha"
             )
-        return n_cut
+        return z, log_ratios, diagnostics | {"cut": n_cut}
+
+    def _covariance_of_fit(self):
+        return self.weights_covariance_
 
     def _mean_slope(self, z, slope):
         """Return the mean over the points of `slope` times the gradient of the log-ratio in the weights.
@@ -297,11 +195,12 @@ class KernelRatio(BaseEstimator):
 
         used = np.flatnonzero(self.weights_)
         weights, gradient = self.weights_[used], np.zeros(len(self.weights_))
-        gradient[used] = sum(map_blocks(work, len(z), BLOCK_ROWS)) / len(z)
+        with one_blas_thread():
+            gradient[used] = sum(map_blocks(work, len(z), BLOCK_ROWS)) / len(z)
         return gradient
 
     def _diagnostics(self):
-        return {"separated": self.separated_, "bandwidth": self.bandwidth_}
+        return super()._diagnostics() | {"bandwidth": self.bandwidth_}
 
 
 class LeastSquaresRatio(KernelRatio):
@@ -406,10 +305,7 @@ class LeastSquaresRatio(KernelRatio):
 
     def _check_parameters(self):
         super()._check_parameters()
-        if not isinstance(self.alpha, Real):
-            raise TypeError(f"alpha must be a number, got {self.alpha!r}")
-        if not 0 <= self.alpha < 1:
-            raise ValueError(f"alpha must be at least 0 and under 1, got {self.alpha!r}")
+        self._check_numbers({"alpha": ("at least 0 and under 1", lambda alpha: 0 <= alpha < 1)})
         if self.penalties is not None:
             _grid(self.penalties, "penalties")
 
@@ -536,10 +432,7 @@ class KLIEPRatio(KernelRatio):
         super()._check_parameters()
         as_count(self.cv, "cv", 2)
         as_count(self.max_iter, "max_iter", 1)
-        if not isinstance(self.tol, Real):
-            raise TypeError(f"tol must be a number, got {self.tol!r}")
-        if not self.tol >= 0:
-            raise ValueError(f"tol must be at least 0, got {self.tol!r}")
+        self._check_numbers({"tol": ("at least 0", lambda tol: tol >= 0)})
 
     def _fit(self, z_p, z_q, centres, bandwidths):
         means_q, _ = _sums(z_q, centres, bandwidths, False)
@@ -622,10 +515,6 @@ def one_blas_thread():
             yield
     finally:
         _limits_blas.release()
-
-
-def _standardised(x, scaling):
-    return np.ascontiguousarray((x - scaling["mean_"]) / scaling["scale_"], dtype=np.float64)
 
 
 def _grid(values, name):

@@ -152,6 +152,11 @@ def _scaled(x_p, x_q):
             x = np.ldexp(x, -np.frexp(np.abs(x).max(axis=0))[1])
             x /= np.std(x, axis=0)
         x_p, x_q = x[: len(x_p)], x[len(x_p) :]
+    if x_p.shape[1] == 1:
+        with np.errstate(over="ignore"):
+            spread = max(x_p.max(), x_q.max()) - min(x_p.min(), x_q.min())
+        if math.isinf(spread):
+            x_p, x_q = x_p / 4, x_q / 4
     return x_p, x_q
 
 

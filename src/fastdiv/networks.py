@@ -11,14 +11,18 @@ from sklearn.utils import check_random_state
 from ._arrays import as_count
 from ._backend import kernels, map_blocks
 from ._descent import Passes, RowOrder, generator_of, held_out
+from .calibration import GOOD_SLOPE, CalibratedRatioClassifier, calibration_slope, uncalibrated
 from .estimate import warn_of_accuracy
-from .ratio import GOOD_SLOPE, CalibratedRatioClassifier, calibration_slope, uncalibrated
 
 __all__ = ["MLPRatioClassifier"]
 
 # In the order in which the kernels number them.
 ACTIVATIONS = ("softplus", "tanh", "relu")
 SOLVERS = ("rmsprop", "adam", "sgd")
+SHARE = "at least 0 and under 1", lambda value: 0 <= value < 1
+SOME, POSITIVE = ("at least 0", lambda value: value >= 0), ("positive", lambda value: value > 0)
+NUMBERS = {"alpha": SOME, "learning_rate": POSITIVE, "momentum": SHARE, "rho": SHARE, "beta_1": SHARE, "beta_2": SHARE}
+NUMBERS |= {"epsilon": POSITIVE, "validation_fraction": SHARE, "tol": SOME}
 # Multiplications between two looks at Ctrl-C: some hundredths of a second, with NumPy some tenths.
 CHUNK_PRODUCTS = 1 << 26
 
@@ -175,10 +179,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
         self.backend = backend
 
     def _check_parameters(self):
-        for name, choices in (("activation", ACTIVATIONS), ("solver", SOLVERS)):
-            if getattr(self, name) not in choices:
-                wanted = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {wanted}, got {getattr(self, name)!r}")
+        self._check_choices({"activation": ACTIVATIONS, "solver": SOLVERS})
         try:
             sizes = tuple(self.hidden_layer_sizes)
         except TypeError:
@@ -188,19 +189,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
             as_count(size, "each of hidden_layer_sizes", 1)
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             as_count(getattr(self, name), name, 1)
-        share = "at least 0 and under 1", lambda value: 0 <= value < 1
-        some = "at least 0", lambda value: value >= 0
-        self._check_numbers(
-            alpha=some,
-            learning_rate=("positive", lambda rate: rate > 0),
-            momentum=share,
-            rho=share,
-            beta_1=share,
-            beta_2=share,
-            epsilon=("positive", lambda value: value > 0),
-            validation_fraction=share,
-            tol=some,
-        )
+        self._check_numbers(NUMBERS)
         if self.early_stopping and self.validation_fraction == 0:
             raise ValueError("early_stopping needs a validation_fraction above 0, got 0")
 
@@ -236,7 +225,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
             self.loss_curve_ = []
         features = self.scaler_.transform(X)
         rows = tuple(part.astype(self._params.dtype, copy=False) for part in (features, in_p, weight))
-        self._params, self._moments = self._params.copy(), self._moments.copy()
+        self._params, self._moments = self._params.copy(), [moment.copy() for moment in self._moments]
         order = RowOrder(np.arange(len(X)), self.batch_size, generator_of(random))
         loss = self._epoch(*rows, order) / float(weight.sum(dtype=np.float64))
         self.loss_curve_, self.validation_loss_curve_ = [*self.loss_curve_, loss], []
@@ -258,7 +247,7 @@ class MLPRatioClassifier(CalibratedRatioClassifier):
 
     def _reset(self, params):
         """Take parameters, with no steps made yet."""
-        self._params, self._moments, self._n_steps = params.copy(), np.zeros((2, params.size), dtype=params.dtype), 0
+        self._params, self._moments, self._n_steps = params.copy(), [np.zeros_like(params), np.zeros_like(params)], 0
 
     def _set_layers(self):
         self.n_iter_ = len(self.loss_curve_)

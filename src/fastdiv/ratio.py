@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import expit, logit, softmax
+from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.model_selection import cross_val_predict
-from sklearn.utils import assert_all_finite, check_random_state, compute_class_weight
+from sklearn.utils import assert_all_finite, compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets, type_of_target
 from sklearn.utils.validation import (
@@ -21,16 +19,12 @@ from sklearn.utils.validation import (
     check_array,
     check_is_fitted,
     column_or_1d,
-    has_fit_parameter,
     validate_data,
 )
 
-from ._arrays import as_count
 from ._backend import kernels
-from ._descent import LogisticDescent, Passes, RowOrder, generator_of, held_out, polynomials_at_once
-from ._logistic import LogisticLoss, PolynomialTerms, coefficient_covariance, lbfgs, newton_from_few
-from .estimate import AccuracyWarning, warn_of_accuracy
-from .functionals import FEW_ROWS, effective_sample_size, estimate_of, functionals, kl_lower_bounds, warn_of_few
+from ._logistic import PolynomialTerms
+from .functionals import effective_sample_size, estimate_of, functionals, kl_lower_bounds, warn_of_few
 
 if TYPE_CHECKING:
     from typing import Self
@@ -38,17 +32,25 @@ if TYPE_CHECKING:
     from ._arrays import ArrayLike, NDArray
     from .estimate import Estimate
 
-__all__ = ["CalibratedRatioClassifier", "LogisticRatioClassifier", "RatioClassifier", "RatioFromClassifier"]
+__all__ = [
+    "RatioClassifier",
+    "RatioEstimator",
+    "TermsAt",
+    "checked_samples",
+    "coefficient_moves",
+    "log_odds_at",
+    "row_blocks",
+    "seeded",
+    "with_intercept",
+]
 
-FLOATS = (np.float64, np.float32)
-SOLVERS = ("newton", "lbfgs", "sgd")
-SCHEDULES = ("adaptive", "constant", "invscaling")
-# An adaptive learning rate is multiplied by DECAY until it is MIN_RATE of the first one.
-DECAY = 0.2
-MIN_RATE = 1e-4
-# Below this slope of the labels in the log-odds of rows held out, or over its inverse, a classifier is ill calibrated.
-GOOD_SLOPE = 0.8
+FLOATS = np.dtype(np.float64), np.dtype(np.float32)
 LEAST_SPREAD = 1e-150
+# Terms of a block of rows, which stay in cache, and how many are no burden on memory.
+BLOCK_TERMS, AT_ONCE = 1 << 17, 1 << 20
+# To find NaN quickly scikit-learn sums the data, and large values of both signs have no sum.
+_summing_anything = np.errstate(over="ignore", invalid="ignore")
+_validated, _as_checked_array = _summing_anything(validate_data), _summing_anything(check_array)
 
 
 def _learns_in_parts(estimator):
@@ -59,189 +61,40 @@ def _learns_in_parts(estimator):
     return True
 
 
-class RatioClassifier(ClassifierMixin, BaseEstimator):
-    """A classifier of two samples as an estimator of their log-ratio: a logistic regression on terms of X.
+class RatioEstimator(BaseEstimator):
+    """What a fit to samples of p and of q says of the ratio of their densities.
 
-    A subclass checks its parameters in `_check_parameters`, fits in `_fit` to rows, whether they are the numerator's,
-    and weights of mean 1, and has the terms in `_terms`.
+    A subclass makes of X in `_terms` what `_log_ratio` takes. For the spread of the fit it has the covariance of its
+    parameters in `_covariance_of_fit`, and in `_mean_slope` the mean over the points of a slope times the gradient of
+    the log-ratio in them; the name of its kind of estimate is in `method`.
     """
 
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
+    def _check_choices(self, choices):
+        for name, among in choices.items():
+            if getattr(self, name) not in among:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, among))}, got {getattr(self, name)!r}")
 
-    def _check_numbers(self, **wanted):
+    def _check_numbers(self, wanted):
         """Check parameters given what they are to be, in words and as a function."""
         for name, (words, valid) in wanted.items():
             value = getattr(self, name)
-            if not isinstance(value, Real):
+            # To ask for Real alone takes five times as long.
+            if not isinstance(value, float | Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not (math.isfinite(value) and valid(value)):
                 raise ValueError(f"{name} must be {words}, got {value!r}")
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Fit to labelled samples.
-
-        Parameters
-        ----------
-        X : array_like, shape (n, n_features)
-            Samples of both distributions.
-        y : array_like, shape (n,)
-            Two labels; the larger one marks the numerator's samples.
-        sample_weight : array_like, shape (n,), optional
-            Weights of the samples; the prior correction uses their sums.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If a parameter is out of range, the labels are not two, or the fit diverges.
-        """
-        self._check_parameters()
-        with self._whole():
-            self._fit_labelled(X, y, sample_weight)
-        return self
-
-    @contextmanager
-    def _whole(self):
-        """Leave the last fit whole where this one fails."""
+    def _whole(self, fit, *arguments):
+        """Fit, and leave the last fit whole where this one fails."""
         before = vars(self).copy()
         try:
-            yield
+            fit(*arguments)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
             raise
 
-    @available_if(_learns_in_parts)
-    def partial_fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        classes: ArrayLike | None = None,
-        sample_weight: ArrayLike | None = None,
-    ) -> Self:
-        """Make one pass over some rows, from where the last fit or call left off.
-
-        The features keep the standardisation, and the weights the unit, of the rows of the first call. The prior
-        correction is by all rows so far; it is NaN until both classes have come. What the earlier rows would say of
-        the coefficients is not known any more: standard errors are inf, and `separated_` is None.
-
-        Parameters
-        ----------
-        X : array_like, shape (n, n_features)
-            Samples, of both distributions or of one.
-        y : array_like, shape (n,)
-            Labels among `classes`; the larger one marks the numerator's samples.
-        classes : array_like, shape (2,), optional
-            The two labels; the first call needs them.
-        sample_weight : array_like, shape (n,), optional
-            Weights of the samples.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If a parameter is out of range or has no meaning here (early stopping, balanced classes), the labels are
-            not those of the earlier calls, or the steps diverge.
-        """
-        self._check_parameters()
-        if self.early_stopping:
-            raise ValueError("partial_fit has no rows to hold out: early_stopping must be False, got True")
-        if getattr(self, "class_weight", None) == "balanced":
-            raise ValueError("partial_fit does not know all rows: class_weight must be a dict or None, got 'balanced'")
-        with self._whole():
-            self._fit_part(X, y, classes, sample_weight)
-        return self
-
-    def _fit_part(self, X, y, classes, sample_weight):
-        is_first = not hasattr(self, "classes_")
-        X, y = validate_data(self, X, y, dtype=FLOATS, order="C", reset=is_first)
-        check_classification_targets(y)
-        _check_partial_fit_first_call(self, classes)
-        if len(self.classes_) != 2:
-            raise ValueError(f"classes must be two labels, got {self.classes_.tolist()}")
-        if not np.all(np.isin(y, self.classes_)):
-            raise ValueError(f"y must hold labels of {self.classes_.tolist()}, got {np.unique(y).tolist()}")
-        in_p = y == self.classes_[1]
-        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-        weight = self._with_class_weight(weight, in_p)
-        masses = np.bincount(in_p, weights=weight, minlength=2)
-        if not masses.sum() > 0:
-            raise ValueError("sample_weight must leave weight, got none")
-        if is_first:
-            self._masses, self._weight_unit = np.zeros(2), masses.sum() / np.count_nonzero(weight)
-        self._masses = self._masses + masses
-        n_q, n_p = self._masses
-        self.log_prior_ratio_ = math.log(n_q / n_p) if n_q > 0 and n_p > 0 else math.nan
-        kept = weight > 0
-        self._go_on(X[kept], in_p[kept], (weight[kept] / self._weight_unit).astype(X.dtype, copy=False))
-
-    def _with_class_weight(self, weight, in_p):
-        """Multiply weights by those of the classes."""
-        class_weight = getattr(self, "class_weight", None)
-        if class_weight is None:
-            return weight
-        if class_weight == "balanced":
-            masses = np.bincount(in_p, weights=weight, minlength=2)
-            factors = masses.sum() / (2 * np.where(masses > 0, masses, 1))
-        else:
-            factors = compute_class_weight(class_weight, classes=self.classes_, y=self.classes_)
-            if not np.all((factors >= 0) & np.isfinite(factors)):
-                raise ValueError(f"class_weight must be finite and at least 0, got {class_weight!r}")
-        return weight * factors.astype(weight.dtype)[in_p.astype(np.intp)]
-
-    def _fit_labelled(self, X, y, sample_weight):
-        last = getattr(self, "classes_", None)
-        X, self.classes_, in_p = self._checked_labels(X, y)
-        if getattr(self, "warm_start", False) and last is not None and not np.array_equal(last, self.classes_):
-            raise ValueError(
-                f"warm_start needs the labels of the last fit, {last.tolist()}, got {self.classes_.tolist()}"
-            )
-        if sample_weight is None and getattr(self, "class_weight", None) is None:
-            weight = np.ones(len(X), dtype=X.dtype)
-            n_p = np.count_nonzero(in_p)
-            n_q = len(X) - n_p
-            self._weight_unit = 1.0
-        else:
-            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-            weight = self._with_class_weight(weight, in_p)
-            n_q, n_p = np.bincount(in_p, weights=weight)
-            if not (n_p > 0 and n_q > 0):
-                raise ValueError(f"sample_weight and class_weight must leave weight in each class, got {n_q} and {n_p}")
-            self._check_finite(X)
-            if not np.all(weight > 0):
-                X, in_p, weight = X[weight > 0], in_p[weight > 0], weight[weight > 0]
-            self._weight_unit = weight.sum(dtype=np.float64) / len(weight)
-            weight = (weight / self._weight_unit).astype(X.dtype)
-        self._masses = np.array([n_q, n_p], dtype=np.float64)
-        self.log_prior_ratio_ = math.log(n_q / n_p)
-        self._fit(X, in_p, weight)
-
-    def _regression(self):
-        """Return what has the coefficients of the terms."""
-        return self
-
-    def _standardised(self, X, weight, degree):
-        terms = PolynomialTerms(kernels(self.backend), X, weight, degree)
-        scale = terms.scale.tolist()
-        if not (all(map(math.isfinite, [*terms.centre.tolist(), *scale])) and min(scale) > 0):
-            self._check_finite(X)
-            raise ValueError(f"X must have a spread that {X.dtype} can hold, up to its power {degree}")
-        if 1.0 in terms.feature_scale.tolist():
-            # Constants have that scale; and what is taken for one because its square is 0.
-            spread = np.ptp(X, axis=0)[terms.feature_scale == 1]
-            if np.any((spread > 0) & (spread < LEAST_SPREAD)):
-                raise ValueError(f"X must have a spread whose square float64 can hold, got one of {spread.min()}")
-        return terms
-
+    @_summing_anything
     def _check_finite(self, X):
         assert_all_finite(X, estimator_name=type(self).__name__, input_name="X")
 
@@ -250,18 +103,16 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         if _is_plain(X) and type(y) is np.ndarray and y.shape == X.shape[:1] and y.dtype.kind in "biuf":
             # What scikit-learn asks of them is known at sight, and it takes ten times as long as a small fit to ask.
             # Whether X is finite its moments will tell.
-            low, high = sorted((y[0], y[(y != y[0]).argmax()]))
-            in_p = y == high
-            if (
-                low < high
-                and np.count_nonzero(in_p) + np.count_nonzero(y == low) == len(y)
-                and float(low).is_integer()
-                and float(high).is_integer()
-            ):
+            first = y == y[0]
+            classes = np.array([y[0], y[first.argmin()]])
+            other = y == classes[1]
+            n_known, (one, two) = np.count_nonzero(first) + np.count_nonzero(other), classes.tolist()
+            if n_known == len(y) and float(one).is_integer() and float(two).is_integer():
                 self.n_features_in_ = X.shape[1]
                 vars(self).pop("feature_names_in_", None)
-                return X, np.array([low, high]), in_p
-        X, y = validate_data(self, X, y, dtype=FLOATS, order="C")
+                classes.sort()
+                return X, classes, other if one < two else first
+        X, y = _validated(self, X, y, dtype=FLOATS, order="C")
         check_classification_targets(y)
         classes, labels = np.unique(column_or_1d(y), return_inverse=True)
         if len(classes) > 2:
@@ -270,76 +121,23 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y must hold two classes, got one class: {classes[0]!r}")
         return X, classes, labels == 1
 
-    def fit_samples(
-        self,
-        x_p: ArrayLike,
-        x_q: ArrayLike,
-        sample_weight_p: ArrayLike | None = None,
-        sample_weight_q: ArrayLike | None = None,
-    ) -> Self:
-        """Fit to samples of p, the numerator, and q, the denominator.
-
-        Parameters
-        ----------
-        x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
-            Samples. One-dimensional arrays are taken as one feature; data frames must have the same columns.
-        sample_weight_p, sample_weight_q : array_like, shape (n_p,), (n_q,), optional
-            Weights of the samples.
-
-        Returns
-        -------
-        self
-            With labels 1 for p and 0 for q.
-
-        Raises
-        ------
-        ValueError
-            If a sample is empty, or the numbers of features differ.
-        """
+    def _fit_samples(self, x_p, x_q, *weights):
+        """Fit to two samples, with labels 1 and 0; the names of their columns are p's."""
         names = _get_feature_names(x_p)
-        x_p, x_q = checked_samples(x_p, x_q)
-        weight = None
-        if sample_weight_p is not None or sample_weight_q is not None:
-            weight = np.concatenate(
-                [
-                    _check_sample_weight(sample_weight_p, x_p, dtype=x_p.dtype),
-                    _check_sample_weight(sample_weight_q, x_q, dtype=x_q.dtype),
-                ]
-            )
-        self.fit(np.concatenate([x_p, x_q]), np.repeat([1, 0], [len(x_p), len(x_q)]), weight)
+        x_p, x_q = samples = checked_samples(x_p, x_q)
+        if any(weight is not None for weight in weights):
+            pairs = zip(weights, samples, strict=True)
+            weights = [np.concatenate([_check_sample_weight(weight, x, dtype=x.dtype) for weight, x in pairs])]
+        else:
+            weights = []
+        self.fit(np.concatenate(samples), np.repeat([1, 0], [len(x_p), len(x_q)]), *weights)
         if names is not None:
             self.feature_names_in_ = names
         return self
 
-    def _log_odds(self, terms):
-        regression = self._regression()
-        return terms @ regression.coef_[0] + regression.intercept_[0]
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Log-odds of the numerator's class, as the sizes of the samples make them.
-
-        Parameters
-        ----------
-        X : array_like, shape (n, n_features)
-            Points.
-
-        Returns
-        -------
-        ndarray, shape (n,)
-            log P(p | x) - log P(q | x), in nats.
-        """
+    def _checked(self, X):
         check_is_fitted(self)
-        return self._log_odds(self._terms(validate_data(self, X, dtype=FLOATS, reset=False)))
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Probabilities of the two classes, shape (n, 2), in the order of `classes_`."""
-        log_odds = self.decision_function(X)
-        return np.column_stack([expit(-log_odds), expit(log_odds)])
-
-    def predict(self, X: ArrayLike) -> NDArray:
-        """Return the likelier class of each point, shape (n,)."""
-        positive = self.decision_function(X) > 0
-        return self.classes_[positive.astype(np.intp)]
+        return _validated(self, _as_matrix(X), dtype=FLOATS, reset=False)
 
     def log_ratio(self, X: ArrayLike) -> NDArray[np.floating]:
         """Estimated log p(x) - log q(x).
@@ -352,9 +150,10 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray, shape (n,)
-            The log-odds plus log(n_q / n_p), in nats.
+            In nats; float32 for float32 points, else float64.
         """
-        return self.decision_function(_as_matrix(X)) + self.log_prior_ratio_
+        X = self._checked(X)
+        return self._log_ratio(self._terms(X)).astype(X.dtype, copy=False)
 
     def ratio(self, X: ArrayLike) -> NDArray[np.floating]:
         """Estimated p(x) / q(x), shape (n,)."""
@@ -371,9 +170,15 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         Estimate
-            In nats. Its standard error holds the spread of these samples and that of the fitted coefficients, taken as
-            independent. Of a classifier that is calibrated it is the calibration's: what the classifier itself has
-            missed is in that of `kl_divergence_from_samples`.
+            In nats. Its standard error holds the spread of these samples and that of the fitted coefficients or
+            weights, taken as independent. Of a classifier that is calibrated it is the calibration's. What a model
+            cannot follow or has missed, a width of kernels among it, is, as far as it can be seen, in that of
+            `kl_divergence_from_samples`.
+
+        Warns
+        -----
+        AccuracyWarning
+            If the ratio is cut off at a sample, as `LeastSquaresRatio` says; `diagnostics` has at how many in "cut".
         """
         return self._estimates(x_p=x_p)["kl_pq"]
 
@@ -389,6 +194,11 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         -------
         Estimate
             In nats, with a standard error as in `kl_divergence`.
+
+        Warns
+        -----
+        AccuracyWarning
+            As in `kl_divergence`.
 
         Notes
         -----
@@ -442,8 +252,7 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         kinds = "donsker-varadhan", "nwj"
         if kind not in kinds:
             raise ValueError(f"kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
-        with np.errstate(invalid="ignore"):
-            bound = self._estimates(kl_lower_bounds, x_p=x_p, x_q=x_q)[kind]
+        bound = self._estimates(kl_lower_bounds, x_p=x_p, x_q=x_q)[kind]
         warn_of_few(bound.diagnostics["effective_sample_size"], len(x_q))
         return bound
 
@@ -489,535 +298,291 @@ class RatioClassifier(ClassifierMixin, BaseEstimator):
         warn_of_few(size, len(log_ratio))
         return softmax(log_ratio), size
 
-    def _estimates(self, answers=functionals, **samples):
-        check_is_fitted(self)
+    def _at(self, **samples):
+        """Return the terms and the log-ratios at samples, by name, and what else an estimate from them has to say."""
         terms = {}
         for name, x in samples.items():
             with _naming(name):
-                terms[name] = self._terms(validate_data(self, _as_matrix(x), dtype=FLOATS, reset=False))
-        log_ratios = {name: self._log_odds(t) + self.log_prior_ratio_ for name, t in terms.items()}
-        diagnostics = self._diagnostics()
+                terms[name] = self._terms(self._checked(x))
+        log_ratios, diagnostics = {name: self._log_ratio(values) for name, values in terms.items()}, self._diagnostics()
         if "x_q" in log_ratios:
             diagnostics["effective_sample_size"] = effective_sample_size(log_ratios["x_q"])
+        return terms, log_ratios, diagnostics
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _estimates(self, answers=functionals, **samples):
+        check_is_fitted(self)
+        terms, log_ratios, diagnostics = self._at(**samples)
         estimates = {}
         for name, (means, slopes) in answers(**log_ratios).items():
-            gradient = sum(slope @ with_intercept(terms[x]) / len(slope) for x, slope in slopes.items())
+            gradient = sum(self._mean_slope(terms[x], slope) for x, slope in slopes.items())
             # One sample says nothing of its spread.
             variance = sum(np.var(v, ddof=1) / len(v) if len(v) > 1 else math.inf for v in means.values())
-            variance += gradient @ self._regression().coef_covariance_ @ gradient
-            standard_error = math.inf if math.isnan(variance) else math.sqrt(variance)
-            estimates[name] = estimate_of(means, standard_error, **diagnostics)
+            variance += gradient @ self._covariance_of_fit() @ gradient
+            # Where it is negative, nothing of it is left but rounding; where NaN, nothing is known.
+            standard_error = math.sqrt(variance) if variance >= 0 else math.inf
+            estimates[name] = estimate_of(means, standard_error, method=self.method, **diagnostics)
         return estimates
 
     def _ratios_at(self, x_p, x_q):
         """Return, of each ratio that is estimated, its logarithm at samples of its numerator and its denominator."""
-        return [(self.log_ratio(x_p), self.log_ratio(x_q))]
-
-    def _moves(self, X, terms, in_p):
-        """Return what the rows of a fit without weights moved its coefficients by, and which rows go together."""
-        weight = self._with_class_weight(np.ones(len(X)), in_p)
-        alpha = self._regression().alpha
-        moves = coefficient_moves(terms, in_p, self._log_odds(terms), weight / weight.mean(), alpha)
-        return moves, np.arange(len(X))
+        _, log_ratios, _ = self._at(x_p=x_p, x_q=x_q)
+        return [tuple(log_ratios.values())]
 
     def _diagnostics(self):
         return {"separated": self.separated_}
 
 
-class LogisticRatioClassifier(RatioClassifier):
-    r"""Log-ratio of two densities by logistic regression on samples of both.
+class RatioClassifier(ClassifierMixin, RatioEstimator):
+    """A classifier of two samples as an estimator of their log-ratio: a logistic regression on terms of X.
 
-    The probability that a point came from the numerator p and not from the denominator q is modelled as
-    :math:`\sigma(\beta \cdot t(x) + \beta_0)` with polynomial terms t; the log-odds, corrected for the sizes of the
-    samples, are the log-ratio: :math:`\log \frac{p}{q}(x) = \beta \cdot t(x) + \beta_0 + \log(n_q / n_p)`. Between
-    two Gaussians the log-ratio is a polynomial of degree 2.
-
-    The fit minimises the mean cross-entropy plus alpha/2 times the squared coefficients. "newton" takes Newton steps,
-    which are halved until the loss falls; many rows start from the optimum of one in 16. "lbfgs" is SciPy's L-BFGS-B,
-    for terms in such number that their Hessian costs too much. "sgd" is mini-batch gradient descent with momentum; its
-    parameters are named as in scikit-learn's `SGDClassifier`.
-
-    Parameters
-    ----------
-    degree : int
-        Degree of the polynomial log-odds.
-    solver : {"newton", "lbfgs", "sgd"}
-        How the loss is minimised.
-    alpha : float
-        Strength of the L2 penalty; the intercept is free.
-    learning_rate : float
-        Step size of "sgd" at the start.
-    schedule : {"adaptive", "constant", "invscaling"}
-        How the step size of "sgd" goes on: a fifth of it each time that the loss has settled, until it is 1e-4 of the
-        first; the same; or over the number of the step to the power `power_t`. The last two stop where the loss has
-        settled.
-    power_t : float
-        The power of "invscaling".
-    momentum : float
-        Share of the last step of "sgd" in the next, at least 0 and under 1.
-    average : bool or int
-        Whether the coefficients are the mean over the steps of "sgd", or as a number, over those from the one on that
-        brings the rows seen to it (Polyak & Juditsky 1992).
-    batch_size : int
-        Rows in a step of "sgd".
-    shuffle : bool
-        Whether "sgd" takes the rows in another order at each pass, or as they come.
-    max_iter : int
-        Most steps of "newton" or "lbfgs", passes over the data of "sgd".
-    tol : float
-        When the fit has converged. "newton": a step foretells a decrease of the loss of at most tol/2, or 5e-4 if tol
-        is beyond 1e-3, which leaves about its square. "lbfgs": no derivative of the loss is beyond tol. "sgd": see
-        `n_iter_no_change`.
-    n_iter_no_change : int
-        The loss of "sgd" has settled once it has not fallen by `tol` in so many passes.
-    early_stopping : bool
-        Whether "sgd" holds out rows, watches their loss, and returns to the best coefficients by it.
-    validation_fraction : float
-        Share of each class that `early_stopping` holds out. It has no part in the coefficients, their covariance and
-        the prior correction.
-    class_weight : dict, "balanced" or None
-        Weights of the labels, which multiply those of the rows; "balanced" gives both classes the same. The log-odds
-        of `decision_function` move with them, the log-ratio does not.
-    warm_start : bool
-        Whether `fit` starts from the coefficients of the last one, with its terms.
-    verbose : bool
-        Whether "sgd" shows a progress bar with the losses; it needs rich.
-    random_state : int, RandomState or None
-        Orders the rows of each pass of "sgd" and chooses those held out; the others do without chance.
-    backend : str or None
-        The kernel set, as in `use_backend`.
-
-    Attributes
-    ----------
-    classes_ : ndarray, shape (2,)
-        Labels; the second is the numerator's.
-    coef_ : ndarray, shape (1, n_terms)
-        Coefficients of the standardised polynomial terms that `terms_` makes of X.
-    intercept_ : ndarray, shape (1,)
-        Intercept.
-    coef_covariance_ : ndarray, shape (n_terms + 1, n_terms + 1)
-        Sandwich covariance of the coefficients and the intercept; NaN after `partial_fit`.
-    terms_ : PolynomialTerms
-        The transformation of X into terms, ``terms_.transform(X)``: the features less their means over their standard
-        deviations, the products of up to `degree` of them in scikit-learn's order, and those standardised in turn.
-    log_prior_ratio_ : float
-        log(n_q / n_p), by sample weight.
-    loss_curve_ : list of float
-        Mean cross-entropy, in nats: before each step of "newton", after each step of "lbfgs", during each pass of
-        "sgd", of each call of `partial_fit`.
-    validation_loss_curve_ : list of float
-        Mean cross-entropy of the rows that `early_stopping` holds out, after each pass.
-    n_iter_ : int
-        Steps or passes made.
-    converged_, separated_ : bool
-        Whether the loss has settled within `max_iter` of them, and whether the log-odds of all the numerator's samples
-        are above those of all the others. After `partial_fit` False and None: it cannot know.
-    n_features_in_, feature_names_in_
-        As in scikit-learn.
-
-    Warns
-    -----
-    AccuracyWarning
-        If `max_iter` was not enough, the steps of "sgd" scatter the coefficients by more than the covariance holds, or
-        the classifier separates the samples: then the ratio is unbounded, and only the penalty keeps the estimate
-        finite.
-
-    References
-    ----------
-    Sugiyama, Suzuki & Kanamori, "Density Ratio Estimation in Machine Learning" (2012), chapter 4.
-
-    Polyak & Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
-
-    Boyd & Vandenberghe, "Convex Optimization" (2004), section 9.5.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from fastdiv import LogisticRatioClassifier, Normal
-    >>> rng = np.random.default_rng(0)
-    >>> x_p, x_q = Normal(1, 1).sample((5000, 1), rng=rng), Normal(0, 2).sample((5000, 1), rng=rng)
-    >>> model = LogisticRatioClassifier(degree=2).fit_samples(x_p, x_q)
-    >>> bool(abs(model.log_ratio([[0.0]])[0] - 0.193) < 0.1)
-    True
+    A subclass checks its parameters in `_check_parameters`, fits in `_fit` to rows, whether they are the numerator's,
+    and weights of mean 1, and has the terms in `_terms`.
     """
 
-    def __init__(
+    method = "classifier"
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit to labelled samples.
+
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Samples of both distributions.
+        y : array_like, shape (n,)
+            Two labels; the larger one marks the numerator's samples.
+        sample_weight : array_like, shape (n,), optional
+            Weights of the samples; the prior correction uses their sums.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, the labels are not two, or the fit diverges.
+        """
+        self._check_parameters()
+        self._whole(self._fit_labelled, X, y, sample_weight)
+        return self
+
+    @available_if(_learns_in_parts)
+    def partial_fit(
         self,
-        degree: int = 1,
-        solver: str = "newton",
-        *,
-        alpha: float = 1e-6,
-        learning_rate: float = 0.05,
-        schedule: str = "adaptive",
-        power_t: float = 0.5,
-        momentum: float = 0.9,
-        average: bool | int = False,
-        batch_size: int = 32,
-        shuffle: bool = True,
-        max_iter: int = 1000,
-        tol: float = 1e-5,
-        n_iter_no_change: int = 5,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        class_weight: dict | str | None = None,
-        warm_start: bool = False,
-        verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        backend: str | None = None,
-    ) -> None:
-        self.degree = degree
-        self.solver = solver
-        self.alpha = alpha
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.power_t = power_t
-        self.momentum = momentum
-        self.average = average
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.max_iter = max_iter
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.class_weight = class_weight
-        self.warm_start = warm_start
-        self.verbose = verbose
-        self.random_state = random_state
-        self.backend = backend
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Make one pass over some rows, from where the last fit or call left off.
 
-    def _check_parameters(self):
-        as_count(self.degree, "degree", 1)
-        for name in ("batch_size", "max_iter", "n_iter_no_change"):
-            as_count(getattr(self, name), name, 1)
-        if not isinstance(self.average, np.bool_):
-            as_count(self.average, "average", 0)
-        for name, choices in (("solver", SOLVERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in choices:
-                wanted = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {wanted}, got {getattr(self, name)!r}")
-        weights = self.class_weight
-        if not (weights is None or isinstance(weights, dict) or (isinstance(weights, str) and weights == "balanced")):
-            raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {weights!r}")
-        self._check_numbers(
-            alpha=("at least 0", lambda alpha: alpha >= 0),
-            learning_rate=("positive", lambda rate: rate > 0),
-            power_t=("at least 0", lambda power: power >= 0),
-            momentum=("at least 0 and under 1", lambda momentum: 0 <= momentum < 1),
-            tol=("at least 0", lambda tol: tol >= 0),
-            validation_fraction=("above 0 and under 1", lambda share: 0 < share < 1),
-        )
+        The features keep the standardisation, and the weights the unit, of the rows of the first call. The prior
+        correction is by all rows so far; it is NaN until both classes have come. What the earlier rows would say of
+        the coefficients is not known any more: standard errors are inf, and `separated_` is None.
 
-    def _fit(self, X, in_p, weight):
-        random, start = check_random_state(self.random_state) if self.solver == "sgd" else None, None
-        held = self._held_out(in_p, weight, random)
-        if self.warm_start and hasattr(self, "coef_"):
-            X, weight, start = self._last_fit("warm_start", X, weight)
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Samples, of both distributions or of one.
+        y : array_like, shape (n,)
+            Labels among `classes`; the larger one marks the numerator's samples.
+        classes : array_like, shape (2,), optional
+            The two labels; the first call needs them.
+        sample_weight : array_like, shape (n,), optional
+            Weights of the samples.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range or has no meaning here (early stopping, balanced classes), the labels are
+            not those of the earlier calls, or the steps diverge.
+        """
+        self._check_parameters()
+        if self.early_stopping:
+            raise ValueError("partial_fit has no rows to hold out: early_stopping must be False, got True")
+        if getattr(self, "class_weight", None) == "balanced":
+            raise ValueError("partial_fit does not know all rows: class_weight must be a dict or None, got 'balanced'")
+        self._whole(self._fit_part, X, y, classes, sample_weight)
+        return self
+
+    def _fit_part(self, X, y, classes, sample_weight):
+        is_first = not hasattr(self, "classes_")
+        X, y = _validated(self, X, y, dtype=FLOATS, order="C", reset=is_first)
+        check_classification_targets(y)
+        _check_partial_fit_first_call(self, classes)
+        if len(self.classes_) != 2:
+            raise ValueError(f"classes must be two labels, got {self.classes_.tolist()}")
+        if not np.all(np.isin(y, self.classes_)):
+            raise ValueError(f"y must hold labels of {self.classes_.tolist()}, got {np.unique(y).tolist()}")
+        in_p = y == self.classes_[1]
+        weight = _checked_weight(sample_weight, X)
+        weight = self._with_class_weight(weight, in_p)
+        masses = np.bincount(in_p, weights=weight, minlength=2)
+        if not masses.sum() > 0:
+            raise ValueError("sample_weight must leave weight, got none")
+        if is_first:
+            self._masses, self._weight_unit = np.zeros(2), masses.sum() / np.count_nonzero(weight)
+        self._masses = np.add(self._masses, masses)
+        n_q, n_p = self._masses
+        self.log_prior_ratio_ = math.log(n_q / n_p) if n_q > 0 and n_p > 0 else math.nan
+        kept = weight > 0
+        self._go_on(X[kept], in_p[kept], (weight[kept] / self._weight_unit).astype(X.dtype, copy=False))
+
+    def _with_class_weight(self, weight, in_p):
+        """Multiply weights by those of the classes."""
+        class_weight = getattr(self, "class_weight", None)
+        if class_weight is None:
+            return weight
+        if class_weight == "balanced":
+            masses = np.bincount(in_p, weights=weight, minlength=2)
+            factors = masses.sum() / (2 * np.where(masses > 0, masses, 1))
         else:
-            self.terms_ = self._standardised(X, np.where(held, 0, weight) if held.any() else weight, self.degree)
-        loss = LogisticLoss(kernels(self.backend), self.terms_, X, in_p.astype(X.dtype), weight, self.alpha)
-        validation = None
-        if held.any():
-            validation = loss.subset(np.flatnonzero(held))
-            loss = LogisticLoss(loss.kernels, loss.terms, X, loss.y, np.where(held, 0, weight), self.alpha)
-        coef, at = self._minimise(loss, start, validation, random)
-        self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
-        self._scores, self.separated_ = at, at.is_separated
-        if self.separated_:
-            warn_of_accuracy(
-                "the classifier separates the samples: the density ratio is unbounded on this evidence, and only "
-                f"the penalty alpha={self.alpha} keeps the estimate finite"
+            factors = compute_class_weight(class_weight, classes=self.classes_, y=self.classes_)
+            if not np.all((factors >= 0) & np.isfinite(factors)):
+                raise ValueError(f"class_weight must be finite and at least 0, got {class_weight!r}")
+        return weight * factors.astype(weight.dtype)[in_p.astype(np.intp)]
+
+    def _fit_labelled(self, X, y, sample_weight):
+        last = getattr(self, "classes_", None)
+        X, self.classes_, in_p = self._checked_labels(X, y)
+        if getattr(self, "warm_start", False) and last is not None and not np.array_equal(last, self.classes_):
+            raise ValueError(
+                f"warm_start needs the labels of the last fit, {last.tolist()}, got {self.classes_.tolist()}"
             )
-
-    def _last_fit(self, name, X, weight):
-        """Return the data in the dtype of the last fit, and its coefficients."""
-        last, wanted = (self.terms_.degree, len(self.terms_.centre)), (self.degree, self._n_terms(X))
-        if last != wanted:
-            raise ValueError(f"{name} needs the degree and the number of terms of the last fit, {last}, got {wanted}")
-        dtype = self.coef_.dtype
-        X, weight = X.astype(dtype, copy=False), weight.astype(dtype, copy=False)
-        self._check_finite(X)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if not np.all(np.isfinite(self.terms_.transform(np.stack([X.min(axis=0), X.max(axis=0)])))):
-                raise ValueError(f"{name} needs X near that of the last fit, got values from {X.min()} to {X.max()}")
-        return X, weight, np.append(self.coef_, self.intercept_)
-
-    def _n_terms(self, X):
-        return math.comb(X.shape[1] + self.degree, self.degree) - 1
-
-    def _held_out(self, in_p, weight, random):
-        """Choose the rows that are held out; what is left of the classes makes the prior correction."""
-        if not (self.solver == "sgd" and self.early_stopping):
-            return np.False_
-        held = held_out(in_p, self.validation_fraction, random)
-        if not (held[in_p].any() and held[~in_p].any()):
-            raise ValueError(f"early_stopping needs rows of both classes to hold out, got {len(held)} rows")
-        n_q, n_p = np.bincount(in_p, weights=np.where(held, 0, weight))
-        self._masses, self.log_prior_ratio_ = np.array([n_q, n_p]) * self._weight_unit, math.log(n_q / n_p)
-        return held
-
-    @property
-    def coef_covariance_(self) -> NDArray[np.float64]:
-        """Covariance of the coefficients and the intercept; computed when asked for."""
-        n = self.coef_.size + 1
-        return np.full((n, n), np.nan) if self._scores is None else coefficient_covariance(self._scores)
-
-    def _minimise(self, loss, start, validation, random):
-        """Set the loss curves, n_iter_ and converged_; return the coefficients and the moments of the scores there."""
-        solve = {"newton": newton_from_few, "lbfgs": lbfgs}.get(self.solver)
-        if self.solver == "newton" and start is not None:
-            solve = LogisticLoss.newton
-        if start is None:
-            start = np.zeros(loss.n_coefficients)
-            start[-1] = -self.log_prior_ratio_ if solve else 0
-        self.validation_loss_curve_, self._descent = [], None
-        if solve:
-            coef, self.loss_curve_, self.converged_, at = solve(loss, start, self.max_iter, self.tol)
+        if sample_weight is None and getattr(self, "class_weight", None) is None:
+            weight = np.empty(len(X), dtype=X.dtype)
+            weight.fill(1)
+            n_p = np.count_nonzero(in_p)
+            n_q = len(X) - n_p
+            self._weight_unit = 1.0
         else:
-            coef, at = self._descend(loss, start, validation, random), None
-        if at is None or not at.squares.size:
-            at = loss.scores(coef)
-        self.n_iter_ = len(self.loss_curve_)
-        if not self.converged_:
-            unit = "steps" if solve else "passes"
-            value = loss(coef)[0] - loss.penalty(coef)
-            warn_of_accuracy(f"no convergence in max_iter={self.max_iter} {unit}; the loss is {value:.6g}")
-        elif not (solve or at.is_separated) and loss.decrement(coef, at) * loss.mass > len(coef):
-            # The samples' own chance makes it so large.
-            warn_of_accuracy(
-                "the last steps have left the coefficients farther from the optimum than the standard errors hold: "
-                "use average or another schedule"
-            )
-        return coef, at
-
-    def _descend(self, loss, start, validation, random):
-        """Make passes until the loss has settled; set the curves and converged_, return the coefficients."""
-        passes = Passes(self.max_iter, self.tol, self.n_iter_no_change, self.early_stopping, self.verbose)
-        self._descent = descent = LogisticDescent(start.astype(loss.X.dtype))
-        self._rate, self.converged_ = self.learning_rate, False
-        rows = np.arange(len(loss.X), dtype=np.int32 if len(loss.X) < 1 << 31 else np.intp)
-        if validation is not None:
-            rows = rows[loss.weight > 0]
-        order = RowOrder(rows, self.batch_size, generator_of(random) if self.shuffle else None)
-
-        columns = polynomials_at_once(loss.terms, loss.X)
-
-        def one_pass():
-            return self._pass(descent, loss.X, columns, loss.y, loss.weight, order) / loss.mass
-
-        def held_out_loss():
-            coef = descent.found()
-            return validation(coef)[0] - validation.penalty(coef)
-
-        passes.run(one_pass, descent.found, None if validation is None else held_out_loss, self._slow_down)
-        self.loss_curve_, self.validation_loss_curve_ = passes.losses, passes.held_out_losses
-        if self.loss_curve_[-1] > 2 * math.log(2) and self.loss_curve_[-1] > loss(start)[0]:
-            # With all coefficients zero it is log 2; a warm start may be anywhere.
-            raise self._divergence()
-        if passes.best is None:
-            return descent.found()
-        # What comes next starts from there.
-        self._descent = None
-        return passes.best
-
-    def _slow_down(self):
-        """Lower the learning rate, and tell whether it has come to its end."""
-        if self.schedule == "adaptive":
-            self._rate *= DECAY
-        self.converged_ = self.schedule != "adaptive" or self._rate <= MIN_RATE * self.learning_rate
-        return self.converged_
-
-    def _pass(self, descent, X, columns, y, weight, order):
-        """Make one pass of a descent and return the sum of the losses."""
-        loss = descent.run(
-            kernels(self.backend).logistic_sgd_epoch,
-            self.terms_,
-            X,
-            columns,
-            y,
-            weight,
-            order,
-            learning_rate=self._rate,
-            power_t=float(self.power_t) if self.schedule == "invscaling" else 0.0,
-            momentum=self.momentum,
-            alpha=self.alpha,
-            average=int(self.average),
-        )
-        if not (math.isfinite(loss) and np.all(np.isfinite(descent.coef))):
-            raise self._divergence()
-        return loss
-
-    def _divergence(self):
-        return ValueError(f"the steps diverge: learning_rate={self.learning_rate} is too large for these data")
-
-    def _go_on(self, X, in_p, weight):
-        if hasattr(self, "coef_"):
-            X, weight, start = self._last_fit("partial_fit", X, weight)
-        else:
-            self.terms_, self.loss_curve_ = self._standardised(X, weight, self.degree), []
-            start = np.zeros(self._n_terms(X) + 1)
-        last = getattr(self, "_descent", None)
-        descent = LogisticDescent(start.astype(X.dtype)) if last is None else last.copy()
-        generator = generator_of(check_random_state(self.random_state)) if self.shuffle else None
-        self._rate = self.learning_rate
-        order = RowOrder(np.arange(len(X)), self.batch_size, generator)
-        loss = self._pass(descent, X, polynomials_at_once(self.terms_, X), in_p.astype(X.dtype), weight, order)
-        self._descent, coef = descent, descent.found()
-        self.coef_, self.intercept_ = coef[None, :-1].astype(X.dtype), coef[-1:].astype(X.dtype)
-        self._scores, self.separated_, self.converged_ = None, None, False
-        self.loss_curve_ = [*self.loss_curve_, loss / float(weight.sum(dtype=np.float64))]
-        self.validation_loss_curve_, self.n_iter_ = [], len(self.loss_curve_)
-
-    def _terms(self, X):
-        return self.terms_.transform(X)
-
-    def _diagnostics(self):
-        return super()._diagnostics() | {"converged": self.converged_}
-
-
-def calibrated(output, in_p, weight, backend):
-    """Return a logistic regression on the output of a classifier, which is the one to tell what is to be told."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AccuracyWarning)
-        return LogisticRatioClassifier(backend=backend).fit(output[:, None], in_p, weight)
-
-
-def calibration_slope(log_odds, in_p, weight, backend):
-    """Return the slope of the labels in the log-odds of rows held out, its standard error, and the fit that gave it.
-
-    The slope is NaN where there are too few rows, or nothing that it would be well-defined by.
-    """
-    again = None
-    if min(np.count_nonzero(in_p), np.count_nonzero(~in_p)) >= FEW_ROWS and np.ptp(log_odds) > 0:
-        again = calibrated(log_odds, in_p, weight, backend)
-    if again is None or again.separated_:
-        return math.nan, math.nan, None
-    scale = float(again.terms_.scale[0])
-    return scale * float(again.coef_[0, 0]), scale * math.sqrt(again.coef_covariance_[0, 0]), again
-
-
-def uncalibrated(dtype):
-    """Return a logistic regression that leaves its input as it is, and knows nothing of its error."""
-    model = LogisticRatioClassifier()
-    model.terms_ = PolynomialTerms(kernels(), np.array([[-1], [1]], dtype=dtype), np.ones(2, dtype=dtype), degree=1)
-    model.coef_, model.intercept_ = np.ones((1, 1), dtype=dtype), np.zeros(1, dtype=dtype)
-    model._scores = None
-    return model
-
-
-class CalibratedRatioClassifier(RatioClassifier):
-    """Log-ratios by a logistic regression on one term: the output of a classifier, log-odds that are not calibrated.
-
-    A subclass has the output in `_output`, and in `_fit` calls `_calibrate` with it.
-    """
-
-    def _calibrate(self, output, in_p, weight):
-        self.calibration_ = calibrated(output, in_p, weight, self.backend)
-        self.separated_ = self.calibration_.separated_
-        if self.separated_:
-            warn_of_accuracy(
-                "the classifier separates the samples: the density ratio is unbounded on this evidence, and its "
-                "estimate is finite only because a penalty keeps it so"
-            )
+            weight = _checked_weight(sample_weight, X)
+            weight = self._with_class_weight(weight, in_p)
+            n_q, n_p = np.bincount(in_p, weights=weight)
+            if not (n_p > 0 and n_q > 0):
+                raise ValueError(f"sample_weight and class_weight must leave weight in each class, got {n_q} and {n_p}")
+            self._check_finite(X)
+            if not np.all(weight > 0):
+                X, in_p, weight = X[weight > 0], in_p[weight > 0], weight[weight > 0]
+            self._weight_unit = weight.sum(dtype=np.float64) / len(weight)
+            weight = (weight / self._weight_unit).astype(X.dtype)
+        self._masses = n_q, n_p
+        self.log_prior_ratio_ = math.log(n_q / n_p)
+        self._fit(X, in_p, weight)
 
     def _regression(self):
-        return self.calibration_
+        """Return what has the coefficients of the terms."""
+        return self
 
-    def _terms(self, X):
-        return self.calibration_._terms(self._output(X)[:, None])
+    def _standardised(self, X, weight, degree):
+        terms = PolynomialTerms(kernels(self.backend), X, weight, degree)
+        scale = terms.scale.tolist()
+        if not (all(map(math.isfinite, [*terms.centre.tolist(), *scale])) and min(scale) > 0):
+            self._check_finite(X)
+            raise ValueError(f"X must have a spread that {X.dtype} can hold, up to its power {degree}")
+        if 1.0 in terms.feature_scale.tolist():
+            # Constants have that scale; and what is taken for one because its square is 0.
+            spread = np.ptp(X, axis=0)[terms.feature_scale == 1]
+            if np.any((spread > 0) & (spread < LEAST_SPREAD)):
+                raise ValueError(f"X must have a spread whose square float64 can hold, got one of {spread.min()}")
+        return terms
 
+    def fit_samples(
+        self,
+        x_p: ArrayLike,
+        x_q: ArrayLike,
+        sample_weight_p: ArrayLike | None = None,
+        sample_weight_q: ArrayLike | None = None,
+    ) -> Self:
+        """Fit to samples of p, the numerator, and q, the denominator.
 
-class RatioFromClassifier(CalibratedRatioClassifier):
-    """Log-ratio of two densities by any of scikit-learn's classifiers, calibrated.
+        Parameters
+        ----------
+        x_p, x_q : array_like, shape (n_p, n_features), (n_q, n_features)
+            Samples. One-dimensional arrays are taken as one feature; data frames must have the same columns.
+        sample_weight_p, sample_weight_q : array_like, shape (n_p,), (n_q,), optional
+            Weights of the samples.
 
-    The classifier's log-odds of rows that it has not been fitted to, by cross-validation, are the one feature of a
-    logistic regression (Platt 1999), whose log-odds, corrected for the sizes of the samples, are the log-ratio.
+        Returns
+        -------
+        self
+            With labels 1 for p and 0 for q.
 
-    Parameters
-    ----------
-    estimator : estimator
-        A classifier with `decision_function`, or else `predict_proba`.
-    cv : int or splitter
-        The cross-validation, as scikit-learn takes it; no more parts than the smaller sample has rows.
-    backend : str or None
-        The kernel set of the calibration, as in `use_backend`.
+        Raises
+        ------
+        ValueError
+            If a sample is empty, or the numbers of features differ.
+        """
+        return self._fit_samples(x_p, x_q, sample_weight_p, sample_weight_q)
 
-    Attributes
-    ----------
-    estimator_ : estimator
-        The classifier, fitted to all rows.
-    calibration_ : LogisticRatioClassifier
-        The logistic regression on its log-odds.
-    classes_ : ndarray, shape (2,)
-        Labels; the second is the numerator's.
-    log_prior_ratio_ : float
-        log(n_q / n_p), by sample weight.
-    separated_ : bool
-        Whether the log-odds of all the numerator's samples are above those of all the others.
-    n_features_in_, feature_names_in_
-        As in scikit-learn.
+    def _log_odds(self, terms):
+        regression = self._regression()
+        return terms @ regression.coef_[0] + regression.intercept_[0]
 
-    Warns
-    -----
-    AccuracyWarning
-        If the classifier separates samples that it has not seen.
+    def _log_ratio(self, terms):
+        return self._log_odds(terms) + self.log_prior_ratio_
 
-    Notes
-    -----
-    The fit to all rows is a little better than those that it is calibrated by, and its own spread is not in the
-    standard errors; the calibration's is. Probabilities of 0 and 1 count as half a row in as many as were fitted.
+    def _covariance_of_fit(self):
+        return self._regression().coef_covariance_
 
-    References
-    ----------
-    Platt, "Probabilistic outputs for support vector machines" (1999).
+    def _mean_slope(self, terms, slope):
+        return slope @ with_intercept(terms) / len(slope)
 
-    Examples
-    --------
-    >>> from fastdiv import Normal, RatioFromClassifier
-    >>> from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
-    >>> x_p, x_q = Normal(1, 1).sample((2000, 1), rng=1), Normal(0, 2).sample((2000, 1), rng=2)
-    >>> model = RatioFromClassifier(QuadraticDiscriminantAnalysis()).fit_samples(x_p, x_q)
-    >>> bool(abs(model.log_ratio([[0.0]])[0] - 0.193) < 0.2)
-    True
-    """
+    def decision_function(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Log-odds of the numerator's class, as the sizes of the samples make them.
 
-    def __init__(self, estimator: BaseEstimator, cv: int = 5, *, backend: str | None = None) -> None:
-        self.estimator = estimator
-        self.cv = cv
-        self.backend = backend
+        Parameters
+        ----------
+        X : array_like, shape (n, n_features)
+            Points.
 
-    def _check_parameters(self):
-        if not (hasattr(self.estimator, "decision_function") or hasattr(self.estimator, "predict_proba")):
-            wanted = "a classifier with decision_function or predict_proba"
-            raise TypeError(f"estimator must be {wanted}, got {type(self.estimator).__name__}")
+        Returns
+        -------
+        ndarray, shape (n,)
+            log P(p | x) - log P(q | x), in nats.
+        """
+        check_is_fitted(self)
+        return self._log_odds(self._terms(_validated(self, X, dtype=FLOATS, reset=False)))
 
-    def _fit(self, X, in_p, weight):
-        self._check_finite(X)
-        estimator, method = clone(self.estimator), self._method()
-        fewest = min(np.count_nonzero(in_p), np.count_nonzero(~in_p))
-        cv = max(min(self.cv, fewest), 2) if isinstance(self.cv, Integral) else self.cv
-        params = {"sample_weight": weight} if has_fit_parameter(estimator, "sample_weight") else None
-        output = cross_val_predict(estimator, X, in_p, cv=cv, method=method, params=params)
-        self.estimator_ = estimator.fit(X, in_p, **(params or {}))
-        self._n_rows = len(X)
-        self._calibrate(self._log_odds_of(output, X.dtype), in_p, weight)
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
+        """Probabilities of the two classes, shape (n, 2), in the order of `classes_`."""
+        log_odds = self.decision_function(X)
+        return np.column_stack([expit(-log_odds), expit(log_odds)])
 
-    def _method(self):
-        return "decision_function" if hasattr(self.estimator, "decision_function") else "predict_proba"
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Return the likelier class of each point, shape (n,)."""
+        positive = self.decision_function(X) > 0
+        return self.classes_[positive.astype(np.intp)]
 
-    def _log_odds_of(self, output, dtype):
-        if output.ndim == 2:
-            least = 0.5 / self._n_rows
-            output = logit(np.clip(output[:, 1], least, 1 - least))
-        return output.astype(dtype)
-
-    def _output(self, X):
-        return self._log_odds_of(getattr(self.estimator_, self._method())(X), X.dtype)
+    def _moves(self, X, terms, in_p, gradients):
+        """Return what rows of a fit without weights moved functions of its coefficients by, and which go together."""
+        weight = self._with_class_weight(np.ones(len(X)), in_p)
+        alpha = self._regression().alpha
+        moves = coefficient_moves(terms, in_p, log_odds_at(self, terms), weight / weight.mean(), alpha, gradients)
+        return moves, np.arange(len(X))
 
 
 def _is_plain(X):
     """Tell an array that the kernels take as it is."""
     return type(X) is np.ndarray and X.dtype in FLOATS and X.ndim == 2 and X.flags.c_contiguous and X.size > 0
+
+
+def _checked_weight(weight, X):
+    """Check weights as scikit-learn does, which takes longer than a small fit; those of a plain array at sight."""
+    is_plain = type(weight) is np.ndarray and weight.dtype == X.dtype and weight.shape == X.shape[:1]
+    if is_plain and weight.min() >= 0 and weight.max() < math.inf and weight.any():
+        return weight
+    return _check_sample_weight(weight, X, dtype=X.dtype, ensure_non_negative=True)
 
 
 def seeded(estimator, draw):
@@ -1030,23 +595,60 @@ def seeded(estimator, draw):
 
 
 def with_intercept(terms):
+    """Append a column of ones."""
     return np.column_stack([terms, np.ones(len(terms))]).astype(np.float64, copy=False)
 
 
-def coefficient_moves(terms, in_p, log_odds, weight, alpha):
+class TermsAt:
+    """A classifier's terms at rows, made anew at each look where all at once would be many more than the data."""
+
+    def __init__(self, model, X):
+        self.shape = len(X), model._regression().coef_.size
+        self._model, self._X, self._whole = model, X, None
+        if math.prod(self.shape) <= max(AT_ONCE, X.size):
+            self._whole = model._terms(X)
+
+    def __getitem__(self, rows):
+        return self._model._terms(self._X[rows]) if self._whole is None else self._whole[rows]
+
+
+def row_blocks(terms):
+    """Return slices of rows, in each of which there are few terms."""
+    n, n_terms = terms.shape
+    size = max(BLOCK_TERMS // n_terms, 256)
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def log_odds_at(model, terms):
+    """Return a classifier's log-odds, block by block."""
+    return np.concatenate([model._log_odds(terms[rows]) for rows in row_blocks(terms)])
+
+
+def coefficient_moves(terms, in_p, log_odds, weight, alpha, gradients=None):
     """Return what each sample moves the coefficients by: its score, centred in its class, over the Hessian.
 
     The samples of a class are drawn given their number, so what their scores have in common is no noise; what the
-    classes' weights move the intercept by, the prior correction takes back.
+    classes' weights move the intercept by, the prior correction takes back. Given the gradients of functions of the
+    coefficients, (n_coefficients, n_functions), it is what each sample moves these by.
     """
-    terms, weight = with_intercept(terms), weight.astype(np.float64)
-    log_odds = log_odds.astype(np.float64)
-    penalty = len(terms) * np.diag([alpha] * (terms.shape[1] - 1) + [0.0])
-    hessian = (terms.T * (weight * expit(log_odds) * expit(-log_odds))) @ terms + penalty
-    scores = (weight * (in_p - expit(log_odds)))[:, None] * terms
-    for rows in (in_p, ~in_p):
-        scores[rows] -= np.outer(weight[rows], scores[rows].sum(axis=0) / weight[rows].sum())
-    return scores @ np.linalg.pinv(hessian, hermitian=True)
+    weight, log_odds, classes = weight.astype(np.float64), log_odds.astype(np.float64), in_p.astype(np.intp)
+    residual, curvature = weight * (in_p - expit(log_odds)), weight * expit(log_odds) * expit(-log_odds)
+    by_class = np.column_stack([np.where(in_p, 0, residual), np.where(in_p, residual, 0)])
+    hessian, sums = np.diag(np.append(np.full(terms.shape[1], len(in_p) * alpha), 0.0)), 0.0
+    for rows in row_blocks(terms):
+        block = with_intercept(terms[rows])
+        hessian += (block.T * curvature[rows]) @ block
+        sums += by_class[rows].T @ block
+    directions = np.linalg.pinv(hessian, hermitian=True)
+    if gradients is not None:
+        directions = directions @ gradients
+    shared = sums / np.bincount(classes, weight)[:, None] @ directions
+    moves = np.empty((len(in_p), directions.shape[1]))
+    for rows in row_blocks(terms):
+        np.matmul(with_intercept(terms[rows]), directions, out=moves[rows])
+        moves[rows] *= residual[rows, None]
+        moves[rows] -= weight[rows, None] * shared[classes[rows]]
+    return moves
 
 
 @contextmanager
@@ -1072,7 +674,7 @@ def checked_samples(x_p, x_q):
     samples = []
     for name, x in (("x_p", x_p), ("x_q", x_q)):
         with _naming(name):
-            samples.append(check_array(_as_matrix(x), dtype=FLOATS, order="C"))
+            samples.append(_as_checked_array(_as_matrix(x), dtype=FLOATS, order="C"))
     x_p, x_q = samples
     if x_p.shape[1] != x_q.shape[1]:
         raise ValueError(f"x_p and x_q must have as many columns, got {x_p.shape[1]} and {x_q.shape[1]}")

@@ -11,21 +11,14 @@ from sklearn.base import BaseEstimator, is_classifier
 from sklearn.model_selection import KFold
 
 from ._arrays import as_count, as_rng
+from .calibration import GOOD_SLOPE, RatioFromClassifier, calibration_slope
 from .estimate import AccuracyWarning, warn_of_accuracy
 from .functionals import FEW_ROWS, certified_bounds, estimate_of, functionals
 from .kernel_ratio import KernelRatio, KLIEPRatio, LeastSquaresRatio
+from .logistic import LogisticRatioClassifier
 from .neighbors import knn_estimate
 from .networks import MLPRatioClassifier
-from .ratio import (
-    GOOD_SLOPE,
-    LogisticRatioClassifier,
-    RatioClassifier,
-    RatioFromClassifier,
-    calibration_slope,
-    checked_samples,
-    seeded,
-    with_intercept,
-)
+from .ratio import RatioEstimator, TermsAt, checked_samples, log_odds_at, row_blocks, seeded, with_intercept
 from .telescoping import TelescopingRatioClassifier
 
 if TYPE_CHECKING:
@@ -360,7 +353,7 @@ def _ratio_estimator(estimator):
             wanted = ", ".join(map(repr, [*named, "knn"]))
             raise ValueError(f"estimator must be one of {wanted}, or a classifier, got {estimator!r}")
         return named[estimator]
-    if isinstance(estimator, RatioClassifier | KernelRatio):
+    if isinstance(estimator, RatioEstimator):
         return estimator
     if not (isinstance(estimator, BaseEstimator) and is_classifier(estimator)):
         raise TypeError(f"estimator must be a name or a classifier, got {type(estimator).__name__}")
@@ -376,21 +369,29 @@ def _mean_ratio(log_ratio):
 
 def _in_sample(model, x_p, x_q):
     """Return, on the samples of the fit, each divergence and the norm of its influence; and how many terms vary."""
-    rows = {"x_p": slice(0, len(x_p)), "x_q": slice(len(x_p), None)}
+    rows_of = {"x_p": slice(0, len(x_p)), "x_q": slice(len(x_p), None)}
     X = np.concatenate([x_p, x_q])
     in_p = np.arange(len(X)) < len(x_p)
-    terms = model._terms(X)
-    moves, units = model._moves(X, terms, in_p)
-    log_ratio = model._log_odds(terms) + model.log_prior_ratio_
+    terms = TermsAt(model, X)
+    log_ratio = log_odds_at(model, terms) + model.log_prior_ratio_
+    answers = functionals(*(log_ratio[rows] for rows in rows_of.values()))
+    slopes = np.zeros((len(X), len(answers)))
+    for k, (_, slope_of) in enumerate(answers.values()):
+        for x, slope in slope_of.items():
+            slopes[rows_of[x], k] = slope / len(slope)
+    gradients, least, largest = 0.0, math.inf, -math.inf
+    for rows in row_blocks(terms):
+        block = terms[rows]
+        gradients += with_intercept(block).T @ slopes[rows]
+        least, largest = np.minimum(least, block.min(axis=0)), np.maximum(largest, block.max(axis=0))
+    influences, units = model._moves(X, terms, in_p, gradients)
     found = {}
-    for name, (means, slopes) in functionals(log_ratio[rows["x_p"]], log_ratio[rows["x_q"]]).items():
-        gradient = sum(slope @ with_intercept(terms[rows[x]]) / len(slope) for x, slope in slopes.items())
-        influence = moves @ gradient
+    for (name, (means, _)), influence in zip(answers.items(), influences.T, strict=True):
         for x, values in means.items():
-            influence[rows[x]] += (values - values.mean()) / len(values)
+            influence[rows_of[x]] += (values - values.mean()) / len(values)
         value = math.fsum(np.mean(values) for values in means.values())
         found[name] = value, float(np.linalg.norm(np.bincount(units, influence)))
-    return found, int(np.count_nonzero(np.ptp(terms, axis=0)))
+    return found, int(np.count_nonzero(largest > least))
 
 
 def kl_divergence_from_samples(

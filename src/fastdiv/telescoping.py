@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from ._arrays import as_count
-from .ratio import RatioClassifier, coefficient_moves, seeded, with_intercept
+from .ratio import RatioClassifier, TermsAt, coefficient_moves, log_odds_at, seeded, with_intercept
 
 __all__ = ["TelescopingRatioClassifier"]
 
@@ -109,7 +109,7 @@ class TelescopingRatioClassifier(RatioClassifier):
             regression = bridge._regression()
             parts += [regression.coef_[0], regression.intercept_ + bridge.log_prior_ratio_]
         self.coef_, self.intercept_ = np.concatenate(parts)[None], np.array([-self.log_prior_ratio_])
-        moves, units = self._moves(X, None, in_p, weight_of_pairs)
+        moves, units = self._moves(X, None, in_p, None, weight_of_pairs)
         moves = np.array([np.bincount(units, column) for column in moves.T])
         self.coef_covariance_ = moves @ moves.T
 
@@ -141,21 +141,24 @@ class TelescopingRatioClassifier(RatioClassifier):
             for bridge, (high, low) in zip(self.bridges_, neighbours, strict=True)
         ]
 
-    def _moves(self, X, terms, in_p, weight=None):
+    def _moves(self, X, terms, in_p, gradients, weight=None):
         rows_p, rows_q = self._pairs(np.count_nonzero(in_p), np.count_nonzero(~in_p))
         n = len(rows_p)
         rows_p, rows_q = np.flatnonzero(in_p)[rows_p], np.flatnonzero(~in_p)[rows_q]
         weight = np.ones(n) if weight is None else weight / weight.mean()
         is_high = np.arange(2 * n) < n
-        moves = []
+        moves, first = [], 0
         for bridge, neighbours in zip(self.bridges_, self._neighbours(X[rows_p], X[rows_q]), strict=True):
-            terms = bridge._terms(np.concatenate(neighbours))
-            alpha = bridge._regression().alpha
-            of_rows = coefficient_moves(terms, is_high, bridge._log_odds(terms), np.tile(weight, 2), alpha)
+            terms, alpha = TermsAt(bridge, np.concatenate(neighbours)), bridge._regression().alpha
+            first, own = first + terms.shape[1] + 1, slice(first, first + terms.shape[1] + 1)
+            of_bridge = None if gradients is None else gradients[own]
+            log_odds = log_odds_at(bridge, terms)
+            of_rows = coefficient_moves(terms, is_high, log_odds, np.tile(weight, 2), alpha, of_bridge)
             moves.append(of_rows[:n] + of_rows[n:])
+        moves = np.hstack([*moves, np.zeros((n, 1))]) if gradients is None else sum(moves)
         few, many = (rows_p, rows_q) if np.count_nonzero(in_p) < len(in_p) / 2 else (rows_q, rows_p)
         units = np.arange(len(X))
         units[many] = few
-        moves_of_rows = np.zeros((len(X), self.coef_.size + 1))
-        moves_of_rows[many, :-1] = np.hstack(moves)
+        moves_of_rows = np.zeros((len(X), moves.shape[1]))
+        moves_of_rows[many] = moves
         return moves_of_rows, units
