@@ -4,6 +4,7 @@ The parity tests, the ASV suite, the pytest benchmarks and the gates read this o
 not to the package, so that a row means the same thing whichever version of fastdiv is installed.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -280,6 +281,20 @@ def _make_trapezoid_of_many(rng, n, k, dtype):
     return lambda backend: fastdiv.trapezoid_kl_normal(locs, scales, q, num=100, backend=backend)
 
 
+def _make_grid_search(rng, n, k, dtype):
+    import fastdiv
+
+    log_weights, means, stds = _mixture(rng, k)
+    target = fastdiv.Mixture(np.exp(log_weights), means, stds)
+    ranges, num_grid = ((-6, 6), (0.2, 3)), max(math.isqrt(n // 100), 2)
+
+    def call(backend):
+        fit = fastdiv.fit_kl(target, method="brute", ranges=ranges, num_grid=num_grid, num=100, backend=backend)
+        return np.array([fit.distribution.loc, fit.distribution.scale])
+
+    return call
+
+
 def _make_quadrature(rng, n, k, dtype):
     return _make_kl(rng, k, method="quadrature")
 
@@ -361,6 +376,7 @@ CALLS = [
     Call("Mixture.logpdf", "mixture", _make_logpdf),
     Call("Mixture.logpdf, sorted", "mixture", _make_sorted),
     Call("Mixture.score", "mixture", _make_score),
+    Call("fit_kl, brute", "quadrature", _make_grid_search, ("n", "k")),
     Call("kl_divergence, monte-carlo", "montecarlo", _make_monte_carlo, ("n", "k")),
     Call("kl_divergence, quadrature", "quadrature", _make_quadrature, ("k",), threaded=False),
     Call("kl_divergence, trapezoid", "quadrature", _make_trapezoid, ("n", "k")),

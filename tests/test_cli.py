@@ -254,5 +254,13 @@ def test_demo_runs_as_a_module():
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "140"})
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    for text in ("worst perimeter", "0.44314718055994529", "4.5455", "full covariance", "logistic ratio"):
+    for text in (
+        "worst perimeter",
+        "0.44314718055994529",
+        "4.5455",
+        "Beta(2, 3) at ½",
+        "by its ELBO, μ",
+        "full covariance",
+        "logistic ratio",
+    ):
         assert text in result.stdout

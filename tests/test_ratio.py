@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from scipy.special import expit
 from sklearn.base import clone
@@ -26,7 +27,7 @@ from fastdiv import (
 )
 from fastdiv._descent import RowOrder, held_out
 from fastdiv._logistic import LogisticLoss, PolynomialTerms
-from fastdiv.functionals import certified_bounds, effective_sample_size, kl_lower_bounds
+from fastdiv.functionals import certified_bounds, effective_sample_size, kl_lower_bounds, pareto_k
 from fastdiv.ratio import coefficient_moves
 from fastdiv.samples import divergences_from_samples
 
@@ -804,6 +805,33 @@ def test_weights_make_q_stand_for_p():
 def test_equal_weights_are_as_many_samples():
     assert effective_sample_size(np.full(300, -1000.0)) == pytest.approx(300, rel=1e-12)
     assert effective_sample_size(np.array([0.0, -1000.0])) == 1
+
+
+@pytest.mark.parametrize("shape", [-0.5, 0.1, 0.5, 0.7, 1.0, 2.0])
+def test_pareto_k_finds_the_shape_of_pareto_weights(shape):
+    draws = stats.genpareto(shape).rvs(size=(20, 100_000), random_state=np.random.default_rng(0))
+    found = [pareto_k(np.log(weights)) for weights in draws]
+    # Of the 949 weights in a tail, in units of the least deviation that an unbiased estimate can have (Smith 1985).
+    deviation = (1 + max(shape, -0.4)) / np.sqrt(949)
+    assert np.mean(found) == pytest.approx(shape, abs=0.02 + 3 * deviation / np.sqrt(20))
+    assert np.std(found) < 1.7 * deviation
+
+
+@pytest.mark.parametrize("n", [26, 200, 5000])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_pareto_k_is_arvizs(n):
+    arviz = pytest.importorskip("arviz")
+    rng = np.random.default_rng(n)
+    for logs in (rng.normal(size=n), 5 * rng.normal(size=n), rng.standard_cauchy(n), np.log(rng.random(n)) - 1e4):
+        assert pareto_k(logs) == pytest.approx(float(arviz.psislw(logs)[1]), rel=1e-9)
+
+
+def test_pareto_k_of_weights_without_a_tail():
+    assert pareto_k(np.full(1000, 3.0)) == -np.inf
+    assert pareto_k(np.where(np.arange(1000) < 500, 0.0, -np.inf)) == -np.inf
+    assert pareto_k(np.append(np.full(999, -800.0), 0.0)) == np.inf
+    for unusable in (np.zeros(20), np.full(99, -np.inf), *(np.append(np.zeros(99), last) for last in (np.inf, np.nan))):
+        assert pareto_k(unusable) == np.inf
 
 
 def test_js_is_log_2_less_the_cross_entropy_of_even_classes():

@@ -16,11 +16,14 @@ from fastdiv import (
     Mixture,
     MultivariateNormal,
     Normal,
+    Transformed,
     kl_normal,
     log_ratio,
     log_ratio_normal,
     logsumexp,
     optimal_classifier,
+    transforms,
+    unconstrain,
 )
 
 BACKENDS = ["cython", "numba", "numpy"]
@@ -141,6 +144,16 @@ def views(draw, max_dims=4):
 def test_any_array_on_the_line(backend, x):
     p, components = LINE["mixture"]
     check(lambda x: p.logpdf(x, backend=backend), lambda x: line_logpdf(components, x), x)
+
+
+@over_nasty()
+def test_transforms_are_scipys(x):
+    check(transforms.Sigmoid().forward, special.expit, x)
+    check(transforms.Sigmoid().log_abs_det_jacobian, stats.logistic.logpdf, x)
+    check(transforms.Affine(1, -2).inverse, lambda x: (1 - x) / 2, x)
+    check(Transformed(Normal(), transforms.Affine(1, -2)).logpdf, stats.norm(1, 2).logpdf, x)
+    check(unconstrain(stats.gamma(1)).logpdf, stats.gumbel_l.logpdf, x)
+    check(unconstrain(stats.uniform()).score, lambda x: 1 - 2 * special.expit(x), x)
 
 
 # In D dimensions

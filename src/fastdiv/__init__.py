@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 from ._backend import get_backend, get_num_threads, set_backend, set_num_threads, show_config, use_backend
 from ._logsumexp import logsumexp
 from .closed_form import kl_normal, log_ratio_normal
-from .distributions import Mixture, MultivariateNormal, Normal, log_ratio, optimal_classifier
+from .distributions import Mixture, MultivariateNormal, Normal
 from .divergences import entropy, js_divergence, kl_divergence
 from .estimate import AccuracyWarning, Estimate
+from .evidence import elbo, log_evidence
+from .families import as_distribution, log_ratio, optimal_classifier
 from .montecarlo import running_mean
 from .quadrature import trapezoid_kl, trapezoid_kl_normal
+from .variational import KLFit, fit_kl
 
 if TYPE_CHECKING:
+    from . import transforms
     from .calibration import RatioFromClassifier
     from .kernel_ratio import KLIEPRatio, LeastSquaresRatio
     from .logistic import LogisticRatioClassifier
@@ -22,10 +26,12 @@ if TYPE_CHECKING:
     from .networks import MLPRatioClassifier
     from .samples import kl_divergence_from_samples
     from .telescoping import TelescopingRatioClassifier
+    from .transforms import Transformed, unconstrain
 
 __all__ = [
     "AccuracyWarning",
     "Estimate",
+    "KLFit",
     "KLIEPRatio",
     "LeastSquaresRatio",
     "LogisticRatioClassifier",
@@ -35,7 +41,11 @@ __all__ = [
     "Normal",
     "RatioFromClassifier",
     "TelescopingRatioClassifier",
+    "Transformed",
+    "as_distribution",
+    "elbo",
     "entropy",
+    "fit_kl",
     "get_backend",
     "get_num_threads",
     "js_divergence",
@@ -43,6 +53,7 @@ __all__ = [
     "kl_divergence_from_samples",
     "kl_normal",
     "knn_kl_divergence",
+    "log_evidence",
     "log_ratio",
     "log_ratio_normal",
     "logsumexp",
@@ -51,28 +62,34 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "show_config",
+    "transforms",
     "trapezoid_kl",
     "trapezoid_kl_normal",
+    "unconstrain",
     "use_backend",
 ]
 
 
-# What needs scikit-learn to be defined; importing fastdiv must not.
-_WITH_SCIKIT_LEARN = {
+# What needs scikit-learn or SciPy to be defined; importing fastdiv must not.
+_AT_FIRST_USE = {
     "KLIEPRatio": ".kernel_ratio",
     "LeastSquaresRatio": ".kernel_ratio",
     "LogisticRatioClassifier": ".logistic",
     "MLPRatioClassifier": ".networks",
     "RatioFromClassifier": ".calibration",
     "TelescopingRatioClassifier": ".telescoping",
+    "Transformed": ".transforms",
     "kl_divergence_from_samples": ".samples",
     "knn_kl_divergence": ".neighbors",
+    "unconstrain": ".transforms",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WITH_SCIKIT_LEARN:
-        return getattr(import_module(_WITH_SCIKIT_LEARN[name], __name__), name)
+    if name == "transforms":
+        return import_module(".transforms", __name__)
+    if name in _AT_FIRST_USE:
+        return getattr(import_module(_AT_FIRST_USE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._arrays import broadcastable
+from .distributions import Mixture
 from .estimate import Estimate
 
 if TYPE_CHECKING:
     from ._arrays import ArrayLike, Floats
-    from .distributions import Mixture
+    from .distributions import Distribution
 
 __all__ = ["kl_normal", "log_ratio_normal"]
 
@@ -113,9 +114,9 @@ def log_ratio_normal(x: ArrayLike, mu_p: ArrayLike, sigma_p: ArrayLike, mu_q: Ar
     return np.where(np.isinf(x), limit, value)[()]
 
 
-def applies(p: Mixture, q: Mixture) -> bool:
-    """Whether `kl` has a formula for these distributions."""
-    return p.n_components == q.n_components == 1
+def applies(p: Distribution, q: Distribution) -> bool:
+    """Whether there is a formula: whether both are Gaussians."""
+    return isinstance(p, Mixture) and isinstance(q, Mixture) and p.n_components == q.n_components == 1
 
 
 def kl(p: Mixture, q: Mixture) -> Estimate:

@@ -1,4 +1,4 @@
-"""Gaussian mixtures: densities, moments and samples. A Gaussian is a mixture of one."""
+"""What a distribution is; Gaussian mixtures, their moments and samples. A Gaussian is a mixture of one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._arrays import ArrayLike, Floats, NDArray, Seed
     from .estimate import Estimate
 
-__all__ = ["Mixture", "MultivariateNormal", "Normal", "log_ratio", "optimal_classifier"]
+__all__ = ["Distribution", "Mixture", "MultivariateNormal", "Normal"]
 
 
 def _parameter(value, name, ndim):
@@ -27,6 +27,15 @@ def _parameter(value, name, ndim):
         raise ValueError(f"{name} must be finite, got {array.tolist()}")
     array.setflags(write=False)
     return array
+
+
+# Of the quantiles between which a density is looked for.
+LEVELS = np.array([1e-12, 1e-8, 1e-5, 1e-3, *np.linspace(0.01, 0.99, 15), 1 - 1e-3, 1 - 1e-5, 1 - 1e-8, 1 - 1e-12])
+
+
+def as_shape(shape):
+    """Return a shape of samples as a tuple of whole numbers."""
+    return tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
 
 
 def _checked_weights(weights):
@@ -84,7 +93,86 @@ def _of_shape(out, shape, dtype):
     return out if out.shape == shape else out.reshape(shape)[()]
 
 
-class Mixture:
+class Distribution:
+    """A density on the line or in D dimensions: what the divergences ask of p and q.
+
+    A subclass gives `event_shape`, `logpdf`, `score` and `sample`, `support` where that is not everything, and on the
+    line `cdf` and `quantile` where it has them.
+
+    Attributes
+    ----------
+    event_shape : tuple
+        () on the line, (D,) in D dimensions.
+    """
+
+    event_shape: tuple[int, ...] = ()
+
+    @property
+    def support(self) -> tuple[float, float] | tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower and upper end of where the density is positive: floats, or in D dimensions arrays of shape (D,)."""
+        if not self.event_shape:
+            return -math.inf, math.inf
+        return np.full(self.event_shape, -np.inf), np.full(self.event_shape, np.inf)
+
+    @cached_property
+    def landmarks(self):
+        """Points on the line around which the density changes, in order, for quadrature to break at."""
+        if hasattr(self, "quantile"):
+            marks = np.asarray(self.quantile(LEVELS), np.float64)
+            return marks[np.isfinite(marks)]
+        return np.quantile(self.sample(999, rng=0), LEVELS)
+
+    def logpdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
+        """Logarithm of the density: -inf outside the support, NaN for NaN."""
+        raise NotImplementedError
+
+    def score(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
+        """Gradient of the log-density in x, 0 outside the support."""
+        raise NotImplementedError
+
+    def sample(self, shape: int | tuple[int, ...] = (), *, rng: Seed = None) -> Floats:
+        """Draw independent samples."""
+        raise NotImplementedError
+
+    def logpdf_into(self, x, out, module, origin=None):
+        """Write the log-density at contiguous points, given less `origin`, into `out`."""
+        out[:] = self.logpdf(x if origin is None else x + origin)
+
+    def log_prob(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
+        """Logarithm of the density, as `logpdf`."""
+        return self.logpdf(x, backend=backend)
+
+    def pdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
+        """Density; parameters as in `logpdf`.
+
+        Examples
+        --------
+        >>> from fastdiv import Normal
+        >>> Normal(1, 2).pdf(1.0).round(6)
+        np.float64(0.199471)
+        """
+        return np.exp(self.logpdf(x, backend=backend))
+
+    def pdf_derivative(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
+        """Gradient of the density in x, the density times the score; 0 where there is no density.
+
+        Parameters and result as those of `score`.
+
+        Examples
+        --------
+        >>> from fastdiv import Normal
+        >>> Normal().pdf_derivative([1.0, 2.0]).round(6)
+        array([-0.241971, -0.107982])
+        """
+        score = self.score(x, backend=backend)
+        density = np.asarray(self.pdf(x, backend=backend))
+        if self.event_shape:
+            density = density[..., None]
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            return np.where(density == 0, density, density * score)[()]
+
+
+class Mixture(Distribution):
     r"""Mixture of Gaussians.
 
     Its density is :math:`\sum_k w_k\, N(x; \mu_k, \Sigma_k)`; the log-density is a logsumexp over the components,
@@ -194,6 +282,12 @@ class Mixture:
             moved = np.abs(self.means.astype(np.float32) - self.means) > 1e-6 * scales
         largest = max(np.abs(self._scales).max(), np.abs(self._parameters[2]).max())
         return scales.min() > 2 * limits.tiny and largest < limits.max / 4 and not np.any(moved)
+
+    @cached_property
+    def landmarks(self):
+        """Means, and one, three and nine standard deviations from them."""
+        used = self.weights > 0
+        return np.unique(self.means[used] + np.outer([0, 1, -1, 3, -3, 9, -9], self.stds[used]))
 
     def logpdf_into(self, x, out, module, origin=None):
         """Write the log-density at contiguous points, given less `origin`, into `out`, on the calling thread."""
@@ -338,17 +432,6 @@ class Mixture:
         whitener = self._parameters[2][k]
         return x @ (whitener if transpose else whitener.T)
 
-    def pdf(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
-        """Density; parameters as in `logpdf`.
-
-        Examples
-        --------
-        >>> from fastdiv import Normal
-        >>> Normal(1, 2).pdf(1.0).round(6)
-        np.float64(0.199471)
-        """
-        return np.exp(self.logpdf(x, backend=backend))
-
     def cdf(self, x: ArrayLike) -> Floats:
         """Cumulative distribution function, on the line only.
 
@@ -383,6 +466,53 @@ class Mixture:
             total += weight * ndtr((x - mean) / std)
         return total[()]
 
+    def quantile(self, u: ArrayLike) -> Floats:
+        """Inverse of the cumulative distribution function, on the line only.
+
+        Parameters
+        ----------
+        u : array_like
+            Probabilities, of any shape. Outside [0, 1] they give NaN.
+
+        Returns
+        -------
+        float or ndarray
+            Of the shape of `u`.
+
+        Raises
+        ------
+        ValueError
+            In D dimensions.
+
+        Notes
+        -----
+        A mixture's quantile lies between its components', where Chandrupatla's method finds it.
+
+        Examples
+        --------
+        >>> from fastdiv import Normal
+        >>> Normal().quantile([0.5, 0.975]).round(6)
+        array([0.      , 1.959964])
+        """
+        from scipy.special import ndtri
+
+        if self.event_shape:
+            raise ValueError(
+                f"quantile is for distributions on the line; this one has {self.event_shape[0]} dimensions"
+            )
+        u, used = as_float_array(u, "u"), self.weights > 0
+        each = (self.means + self.stds * ndtri(u[..., None]))[..., used]
+        low, high = np.array(each.min(axis=-1)), np.array(each.max(axis=-1))
+        between = np.array(low < high)
+        if np.any(between):
+            from scipy.optimize.elementwise import find_root
+
+            # Rounding must not leave the root outside.
+            margin = 1e-9 * self.stds[used].max()
+            bracket = low[between] - margin, high[between] + margin
+            low[between] = find_root(lambda x, u: self.cdf(x) - u, bracket, args=(u[between],)).x
+        return _of_shape(low, u.shape, u.dtype)
+
     def sample(self, shape: int | tuple[int, ...] = (), *, rng: Seed = None) -> Floats:
         """Draw independent samples.
 
@@ -404,8 +534,7 @@ class Mixture:
         >>> Mixture([0.5, 0.5], [[0, 0], [9, 9]], [[1, 1], [1, 1]]).sample(3, rng=0).shape
         (3, 2)
         """
-        rng = as_rng(rng)
-        shape = tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
+        rng, shape = as_rng(rng), as_shape(shape)
         size = math.prod(shape)
         component = rng.choice(self.n_components, size=size, p=self.weights)
         draws = np.empty((size, *self.event_shape))
@@ -551,20 +680,33 @@ def _short(array):
     return np.array2string(array, separator=", ", threshold=8).replace("\n", "")
 
 
-def check_distributions(**distributions):
-    """Refuse what is not a distribution, and distributions on different spaces."""
-    shapes = set()
-    for name, value in distributions.items():
-        if not isinstance(value, Mixture):
-            raise TypeError(f"{name} must be a Normal, MultivariateNormal or Mixture, got {type(value).__name__}")
-        shapes.add(value.event_shape)
-    if len(shapes) > 1:
-        got = " and ".join(str(value.event_shape) for value in distributions.values())
-        raise ValueError(f"{' and '.join(distributions)} must have the same dimensions, got event shapes {got}")
+class Midpoint(Distribution):
+    """The mixture (p + q) / 2 of any two distributions."""
+
+    def __init__(self, p, q):
+        self.parts, self.event_shape = (p, q), p.event_shape
+
+    @property
+    def support(self):
+        """The least interval, or box, that holds the supports of both."""
+        (low_p, high_p), (low_q, high_q) = (part.support for part in self.parts)
+        return np.minimum(low_p, low_q), np.maximum(high_p, high_q)
+
+    @cached_property
+    def landmarks(self):
+        """Those of both, and the ends of their supports, where the density may jump."""
+        marks = np.concatenate([np.r_[part.landmarks, part.support] for part in self.parts])
+        return np.unique(marks[np.isfinite(marks)])
+
+    def logpdf(self, x, *, backend=None):
+        """Logarithm of the density."""
+        return np.logaddexp(*(part.logpdf(x, backend=backend) for part in self.parts)) - math.log(2)
 
 
-def midpoint(p: Mixture, q: Mixture) -> Mixture:
+def midpoint(p: Distribution, q: Distribution) -> Distribution:
     """Return the mixture (p + q) / 2."""
+    if not (isinstance(p, Mixture) and isinstance(q, Mixture)):
+        return Midpoint(p, q)
     weights = np.concatenate([p.weights, q.weights]) / 2
     means = np.concatenate([p.means, q.means])
     if p.covs is None and q.covs is None:
@@ -574,64 +716,3 @@ def midpoint(p: Mixture, q: Mixture) -> Mixture:
 
 def _full(p):
     return p.covs if p.covs is not None else np.stack([np.diag(std**2) for std in p.stds])
-
-
-def log_ratio(x: ArrayLike, p: Mixture, q: Mixture, *, backend: str | None = None) -> Floats:
-    """Log-ratio of two densities, log p(x) - log q(x).
-
-    Parameters
-    ----------
-    x : array_like, shape (...) or (..., D)
-        Points.
-    p, q : Normal, MultivariateNormal or Mixture
-        Numerator and denominator.
-    backend : str, optional
-        The kernel set, as in `use_backend`.
-
-    Returns
-    -------
-    float or ndarray, shape (...)
-        In nats. NaN where both log-densities are -inf.
-
-    Raises
-    ------
-    TypeError
-        If `p` or `q` is not a distribution.
-    ValueError
-        If they have different dimensions.
-
-    Examples
-    --------
-    >>> from fastdiv import Normal, log_ratio
-    >>> log_ratio([0.0, 1.0], Normal(1, 1), Normal(0, 2)).round(6)
-    array([0.193147, 0.818147])
-    """
-    check_distributions(p=p, q=q)
-    with np.errstate(invalid="ignore"):
-        return p.logpdf(x, backend=backend) - q.logpdf(x, backend=backend)
-
-
-def optimal_classifier(x: ArrayLike, p: Mixture, q: Mixture, *, backend: str | None = None) -> Floats:
-    """Probability that a point came from p and not from q, both equally likely.
-
-    It is p / (p + q), the sigmoid of the log-ratio (Sugiyama, Suzuki & Kanamori 2012, section 4.1).
-
-    Parameters
-    ----------
-    x, p, q, backend
-        As in `log_ratio`.
-
-    Returns
-    -------
-    float or ndarray, shape (...)
-        Between 0 and 1.
-
-    Examples
-    --------
-    >>> from fastdiv import Normal, optimal_classifier
-    >>> optimal_classifier(0.0, Normal(1, 1), Normal(0, 2)).round(6)
-    np.float64(0.548137)
-    """
-    from scipy.special import expit
-
-    return expit(log_ratio(x, p, q, backend=backend))

@@ -11,12 +11,14 @@ import numpy as np
 from . import closed_form, montecarlo, quadrature
 from ._arrays import as_count, as_rng
 from ._backend import kernels
-from .distributions import check_distributions, midpoint
+from .distributions import midpoint
 from .estimate import Estimate
+from .families import check_distributions
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._arrays import Seed
-    from .distributions import Mixture
 
 __all__ = ["entropy", "js_divergence", "kl_divergence"]
 
@@ -30,7 +32,7 @@ def _check(p, method, rtol, n, bounds, num, backend):
     if rtol is not None and not (isinstance(rtol, Real) and 0 < rtol < 1):
         raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
     if n is not None:
-        as_count(n, "n", 2 * np.count_nonzero(p.weights))
+        as_count(n, "n", 2 * np.count_nonzero(montecarlo.strata(p)))
     if num is not None:
         as_count(num, "num", 2)
     quadrature.checked_bounds(bounds)
@@ -46,6 +48,12 @@ def _without_formula(method, p, bounds, num):
     return "quadrature" if bounds is None and num is None else "trapezoid"
 
 
+def _reaches_beyond(p, q):
+    """Whether p has mass where q has none, going by their supports."""
+    (low_p, high_p), (low_q, high_q) = p.support, q.support
+    return bool(np.any(low_p < low_q) or np.any(high_p > high_q))
+
+
 def _kl(p, q, method, rtol, n, rng, bounds, num, backend):
     if method == "closed-form":
         return closed_form.kl(p, q)
@@ -57,8 +65,8 @@ def _kl(p, q, method, rtol, n, rng, bounds, num, backend):
 
 
 def kl_divergence(
-    p: Mixture,
-    q: Mixture,
+    p: Any,
+    q: Any,
     *,
     method: str = "auto",
     rtol: float | None = None,
@@ -72,19 +80,20 @@ def kl_divergence(
 
     Parameters
     ----------
-    p, q : Normal, MultivariateNormal or Mixture
-        Numerator and denominator, of the same dimensions.
+    p, q : distribution
+        Numerator and denominator, of the same dimensions: fastdiv's, or any that `as_distribution` takes.
     method : {"auto", "closed-form", "quadrature", "trapezoid", "monte-carlo"}
         "closed-form" is for two Gaussians. "quadrature", on the line, halves the trapezoid rule's step until it has
-        converged, or bisects panels where the components' scales are far apart. "trapezoid", on the line, is
-        `trapezoid_kl`. "monte-carlo" averages log p/q over draws of p, stratified by component. "auto" is the first
+        converged, or bisects panels where the components' scales are far apart; what is not a mixture of Gaussians
+        is carried from its support to the real line first. "trapezoid", on the line, is `trapezoid_kl`. "monte-carlo"
+        averages log p/q over draws of p, stratified by component if it is a mixture. "auto" is the first
         that applies of: the closed form; on the line, the trapezoid rule if `bounds` or `num` is given, else
         quadrature; Monte Carlo. What only another method uses is ignored.
     rtol : float, optional
         Relative tolerance: of quadrature, 1e-10 by default; of Monte Carlo, where it sets the number of draws from a
         pilot run's variance unless `n` is given.
     n : int, optional
-        Number of draws, at least two per component; 100 000 by default.
+        Number of draws, at least two, and two per component of a mixture; 100 000 by default.
     rng : Generator, int or None
         As `numpy.random.default_rng` takes it.
     bounds : (float, float), optional
@@ -97,7 +106,8 @@ def kl_divergence(
     Returns
     -------
     Estimate
-        :math:`\int p \log(p/q)`, in nats, with its error. By Monte Carlo it may be negative.
+        :math:`\int p \log(p/q)`, in nats, with its error. By Monte Carlo it may be negative. It is infinite, by the
+        method "support", where p's support reaches beyond q's.
 
     Raises
     ------
@@ -109,7 +119,7 @@ def kl_divergence(
     Warns
     -----
     AccuracyWarning
-        If quadrature did not converge, or a few draws carry the variance.
+        If quadrature did not converge, a density does not integrate to 1, or a few draws carry the variance.
 
     References
     ----------
@@ -125,20 +135,27 @@ def kl_divergence(
     4.5455398
     >>> kl_divergence(p, Normal(0, 1), method="monte-carlo", n=10_000, rng=0).method
     'monte-carlo'
+    >>> from scipy import stats
+    >>> round(kl_divergence(stats.beta(3, 4), stats.beta(2, 2)), 9)
+    0.11925176
     """
-    check_distributions(p=p, q=q)
+    p, q = check_distributions(p=p, q=q)
     _check(p, method, rtol, n, bounds, num, backend)
     if closed_form.applies(p, q):
         method = "closed-form" if method == "auto" else method
     elif method == "closed-form":
-        raise ValueError("method 'closed-form' is for two Gaussians; a mixture has no closed form")
-    method = _without_formula(method, p, bounds, num)
+        raise ValueError("method 'closed-form' is for two Gaussians; others have no closed form here")
+    else:
+        method = _without_formula(method, p, bounds, num)
+        on_bounds = method == "trapezoid" or (method == "quadrature" and bounds is not None)
+        if not on_bounds and _reaches_beyond(p, q):
+            return Estimate(math.inf, error=0.0, method="support")
     return _kl(p, q, method, rtol, n, rng, bounds, num, backend)
 
 
 def js_divergence(
-    p: Mixture,
-    q: Mixture,
+    p: Any,
+    q: Any,
     *,
     method: str = "auto",
     rtol: float | None = None,
@@ -178,7 +195,7 @@ def js_divergence(
     >>> round(js_divergence(Normal(1, 1), Normal(0, 2)), 8)
     0.12817497
     """
-    check_distributions(p=p, q=q)
+    p, q = check_distributions(p=p, q=q)
     _check(p, method, rtol, n, bounds, num, backend)
     if method == "closed-form":
         raise ValueError("method 'closed-form': the Jensen-Shannon divergence has no closed form")
@@ -204,7 +221,7 @@ def js_divergence(
 
 
 def entropy(
-    p: Mixture,
+    p: Any,
     *,
     method: str = "auto",
     rtol: float | None = None,
@@ -218,8 +235,8 @@ def entropy(
 
     Parameters
     ----------
-    p : Normal, MultivariateNormal or Mixture
-        The distribution.
+    p : distribution
+        fastdiv's, or any that `as_distribution` takes.
     method, rtol, n, rng, bounds, num, backend
         As in `kl_divergence`.
 
@@ -245,12 +262,12 @@ def entropy(
     >>> round(entropy(Mixture([0.5, 0.5], [-30, 30], [1, 1])), 6)
     2.112086
     """
-    check_distributions(p=p)
+    (p,) = check_distributions(p=p)
     _check(p, method, rtol, n, bounds, num, backend)
-    if p.n_components == 1 and method in ("auto", "closed-form"):
+    if closed_form.applies(p, p) and method in ("auto", "closed-form"):
         return closed_form.entropy(p)
     if method == "closed-form":
-        raise ValueError("method 'closed-form': the entropy of a mixture has no closed form")
+        raise ValueError("method 'closed-form': the entropy has no closed form here but that of a Gaussian")
     method = _without_formula(method, p, bounds, num)
     estimate = _kl(p, None, method, rtol, n, rng, bounds, num, backend)
     return Estimate(-estimate, **vars(estimate))

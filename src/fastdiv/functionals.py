@@ -9,10 +9,20 @@ from scipy.special import betaincinv, expit, logsumexp, rel_entr, softmax
 
 from .estimate import Estimate, warn_of_accuracy
 
-__all__ = ["certified_bounds", "effective_sample_size", "estimate_of", "functionals", "kl_lower_bounds", "warn_of_few"]
+__all__ = [
+    "certified_bounds",
+    "effective_sample_size",
+    "estimate_of",
+    "functionals",
+    "kl_lower_bounds",
+    "pareto_k",
+    "warn_of_few",
+]
 
 # Of fewer rows a mean is not normal enough for its standard error.
 FEW_ROWS = 50
+# Of a tail this short nothing can be said.
+SHORT_TAIL = 4
 
 
 def functionals(x_p=None, x_q=None):
@@ -64,6 +74,43 @@ def effective_sample_size(log_ratio):
     """Return the squared sum of the ratios over the sum of their squares (Kong 1992)."""
     weights = softmax(log_ratio.astype(np.float64))
     return float(1 / (weights @ weights))
+
+
+def pareto_k(log_weights):
+    """Return the shape of the generalised Pareto distribution that fits the largest weights, k-hat.
+
+    Weights with shape k have finite moments up to 1/k: above 0.7 a mean of them is not to be trusted at any practical
+    number of draws (Vehtari et al. 2024, section 3). The tail is the largest min(n / 5, 3 sqrt(n)) weights, the shape
+    the posterior mean that Zhang & Stephens (2009) give, drawn towards 1/2 by a prior worth ten weights. It is -inf
+    where the largest weights are all equal, and inf where the tail has too few to tell.
+    """
+    logs = np.asarray(log_weights, dtype=np.float64)
+    n_tail = math.ceil(min(len(logs) / 5, 3 * math.sqrt(len(logs))))
+    if n_tail <= SHORT_TAIL or not math.isfinite(logs.max()):
+        return math.inf
+    largest = np.sort(np.partition(logs, -n_tail - 1)[-n_tail - 1 :]) - logs.max()
+    if largest[0] == 0:
+        return -math.inf
+    # Beside the largest weight what is below the cutoff counts 0, and nothing may underflow.
+    cutoff = max(largest[0], math.log(1e-290))
+    tail = largest[largest > cutoff]
+    excess = np.exp(tail) * -np.expm1(cutoff - tail)
+    return _generalised_pareto_shape(excess) if len(excess) > SHORT_TAIL else math.inf
+
+
+def _generalised_pareto_shape(x):
+    """Return the shape for sorted positive values: Zhang & Stephens's mean of theta = -shape / scale, and its shape.
+
+    The weights of the mean are the likelihood, at the best shape for each theta of a grid that their prior chose.
+    """
+    n = len(x)
+    quartile = x[int(n / 4 + 0.5) - 1]
+    m = 30 + math.isqrt(n)
+    theta = 1 / x[-1] + (1 - np.sqrt(m / (np.arange(m) + 0.5))) / (3 * quartile)
+    shapes = np.log1p(-theta[:, None] * x).mean(axis=1)
+    theta = theta @ softmax(n * (np.log(-theta / shapes) - shapes - 1))
+    shape = np.log1p(-theta * x).mean()
+    return float((n * shape + 10 * 0.5) / (n + 10))
 
 
 def warn_of_few(size, n):

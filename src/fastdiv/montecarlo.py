@@ -10,11 +10,12 @@ import numpy as np
 
 from ._arrays import as_count, as_float_array, as_rng
 from ._backend import kernels, map_blocks
+from .distributions import Mixture
 from .estimate import AccuracyWarning, Estimate
 
 if TYPE_CHECKING:
     from ._arrays import ArrayLike, NDArray, Seed
-    from .distributions import Mixture
+    from .distributions import Distribution
 
 __all__ = ["running_mean"]
 
@@ -30,6 +31,11 @@ MAX_DOMINANCE = 0.4
 def new_moments() -> NDArray[np.float64]:
     """Return the moments of nothing: count, mean, M2, min, max, and the mean's rounding error."""
     return np.array([0.0, 0.0, 0.0, np.inf, -np.inf, 0.0])
+
+
+def strata(p):
+    """Return the weights of the parts that are sampled apart: the components of a mixture, all of anything else."""
+    return p.weights if isinstance(p, Mixture) else np.ones(1)
 
 
 def _allocate(weights, n):
@@ -48,12 +54,28 @@ def _allocate(weights, n):
     return counts
 
 
-def _component_moments(p, q, counts, rng, module):
+def _draw(p, k, n, rng):
+    """Return `n` draws of component k of a mixture, less its mean, and that; of anything else draws and None."""
+    if isinstance(p, Mixture):
+        return p.sample_component(k, n, rng), p.means[k]
+    return p.sample(n, rng=rng), None
+
+
+def _logpdf_into(p, x, origin, out, module, backend):
+    if isinstance(p, Mixture):
+        p.logpdf_into(x, out, module, origin)
+    else:
+        out[:] = p.logpdf(x if origin is None else x + origin, backend=backend)
+
+
+def _component_moments(p, q, counts, rng, backend):
     """Return the moments of log p - log q over `counts[k]` draws of each component k of p.
 
     Every block has a seed of its own, so the draws do not depend on which thread takes which block. Draws are kept
-    less their component's mean, so that it takes no digits from them. Without q, its logarithm counts 0.
+    less their component's mean, so that it takes no digits from them. Without q, its logarithm counts 0. Other
+    libraries' code is called on the calling thread only.
     """
+    module = kernels(backend)
     tasks = [
         (k, min(BLOCK_SIZE, count - start))
         for k, count in enumerate(counts.tolist())
@@ -63,16 +85,20 @@ def _component_moments(p, q, counts, rng, module):
 
     def work(index, _):
         k, n = tasks[index]
-        x = p.sample_component(k, n, np.random.Generator(np.random.SFC64(seeds[index])))
+        x, origin = _draw(p, k, n, np.random.Generator(np.random.SFC64(seeds[index])))
         log_p, log_q, moments = np.empty(n), np.zeros(n), new_moments()
-        p.logpdf_into(x, log_p, module, p.means[k])
+        _logpdf_into(p, x, origin, log_p, module, backend)
         if q is not None:
-            q.logpdf_into(x, log_q, module, p.means[k])
+            _logpdf_into(q, x, origin, log_q, module, backend)
         module.log_ratio_moments(log_p, log_q, moments)
         return moments
 
+    if isinstance(p, Mixture) and (q is None or isinstance(q, Mixture)):
+        found = map_blocks(work, len(tasks), 1)
+    else:
+        found = [work(index, None) for index in range(len(tasks))]
     totals = [new_moments() for _ in counts]
-    for (k, _), moments in zip(tasks, map_blocks(work, len(tasks), 1), strict=True):
+    for (k, _), moments in zip(tasks, found, strict=True):
         module.merge_moments(moments, totals[k])
     return np.array(totals)
 
@@ -87,8 +113,8 @@ def degrees_of_freedom(variances, freedoms):
 
 
 def monte_carlo(
-    p: Mixture,
-    q: Mixture | None = None,
+    p: Distribution,
+    q: Distribution | None = None,
     n: int | None = None,
     rtol: float | None = None,
     rng: Seed = None,
@@ -99,8 +125,8 @@ def monte_carlo(
     Component k of p gets its share of the draws, and with weight w_k, mean m_k and variance v_k of its n_k draws the
     estimate is sum w_k m_k, its squared standard error sum w_k^2 v_k / n_k (Cochran 1977, section 5.3).
     """
-    rng = as_rng(rng)
-    used = np.count_nonzero(p.weights)
+    rng, weights = as_rng(rng), strata(p)
+    used = np.count_nonzero(weights)
     if n is None:
         n = max(DEFAULT_N, 2 * used)
         if rtol is not None:
@@ -109,10 +135,10 @@ def monte_carlo(
             wanted = 1.1 * wanted if math.isfinite(wanted) else 0
             n = int(min(max(wanted, pilot.n_evaluations), MAX_N))
     n = as_count(n, "n", 2 * used)
-    counts = _allocate(p.weights, n)
-    count, mean, m2, low, high, residual = _component_moments(p, q, counts, rng, kernels(backend)).T
+    counts = _allocate(weights, n)
+    count, mean, m2, low, high, residual = _component_moments(p, q, counts, rng, backend).T
     chosen = counts > 0
-    weights, count, mean, m2 = p.weights[chosen], count[chosen], (mean + residual)[chosen], m2[chosen]
+    weights, count, mean, m2 = weights[chosen], count[chosen], (mean + residual)[chosen], m2[chosen]
     value = float(weights @ mean)
     with np.errstate(invalid="ignore"):
         variance = m2 / (count - 1)

@@ -1,22 +1,24 @@
-"""Divergences on the line: the trapezoid rule, and an adaptive rule where scales are far apart."""
+"""Divergences on the line: the trapezoid rule, and an adaptive rule for far scales, poles and heavy tails."""
 
 from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._arrays import FLOAT64, as_count, broadcastable
 from ._backend import kernels, map_blocks
-from .distributions import check_distributions
-from .estimate import AccuracyWarning, Estimate
+from .distributions import Midpoint, Mixture
+from .estimate import Estimate, warn_of_accuracy
+from .families import check_distributions
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._arrays import ArrayLike, Floats
-    from .distributions import Mixture
+    from .distributions import Distribution
 
 __all__ = ["trapezoid_kl", "trapezoid_kl_normal"]
 
@@ -29,6 +31,20 @@ MAX_HALVINGS = 5
 MAX_BISECTIONS = 60
 # Under this tolerance there is only rounding.
 MIN_RTOL = 1e-14
+# Beyond these, squares of points, and products of densities near a pole, leave float64.
+LARGEST, SMALLEST = 1e150, 1e-290
+# Where less of p than this is left, a q of 0 is one that has underflown, and its logarithm is this at most.
+UNDERFLOWN, LOG_SMALLEST = 1e-20, -745.0
+# A density's mass is looked for in finer panels until it is 1 to this, and must be.
+MASS_ERROR = 1e-6
+# A tail that falls off more slowly than exp(-this z) is taken for one that does not, 1 / x in x.
+SLOWEST_TAIL = 1e-6
+# The share of an integral that may lie where float64 cannot see it.
+MAX_TAIL = 1e-3
+# More panels than this that have not converged are those of noise.
+MAX_PANELS = 1 << 12
+# Quantiles of three standard deviations, between which the trapezoid rule runs where there are none.
+BOUNDS = 0.0013498980316300933, 0.9986501019683699
 # Grid points in a block of work for one thread.
 BLOCK_POINTS = 1 << 15
 N_NODES = 16
@@ -53,25 +69,30 @@ def checked_bounds(bounds):
 
 
 def _default_bounds(p, q):
+    if not (isinstance(p, Mixture) and isinstance(q, Mixture)):
+        if not hasattr(p, "quantile"):
+            raise ValueError(f"bounds must be given for {p!r}, which has no quantiles")
+        return tuple(p.quantile(BOUNDS).tolist())
     (low_p, high_p, std_p), (low_q, high_q, std_q) = p.extent, q.extent
     margin = 3 * max(std_p, std_q)
     return min(low_p, low_q) - margin, max(high_p, high_q) + margin
 
 
 def trapezoid_kl(
-    p: Mixture, q: Mixture, num: int = 1000, bounds: tuple[float, float] | None = None, *, backend: str | None = None
+    p: Any, q: Any, num: int = 1000, bounds: tuple[float, float] | None = None, *, backend: str | None = None
 ) -> float:
     r"""Kullback-Leibler divergence by the trapezoid rule on a uniform grid.
 
     Parameters
     ----------
-    p, q : Normal or Mixture
-        Distributions on the line.
+    p, q : distribution
+        On the line: fastdiv's, or any that `as_distribution` takes.
     num : int
         Points of the grid, ends included, at least 2.
     bounds : (float, float), optional
         Ends of the grid. By default the smallest mean less three times the largest standard deviation, and the
-        largest mean plus as much, over the components of both.
+        largest mean plus as much, over the components of both; unless both are mixtures of Gaussians, the quantiles
+        of p that a Gaussian has at three standard deviations.
     backend : str, optional
         The kernel set, as in `use_backend`.
 
@@ -86,7 +107,7 @@ def trapezoid_kl(
     TypeError
         If `p` or `q` is not a distribution, or `num` not a whole number.
     ValueError
-        In more than one dimension, or where `num` or `bounds` make no grid.
+        In more than one dimension, where `num` or `bounds` make no grid, or where p has no quantiles for bounds.
 
     Examples
     --------
@@ -95,11 +116,13 @@ def trapezoid_kl(
     >>> round(trapezoid_kl(p, Normal(0, 1), num=10_000, bounds=(-5, 7)), 7)
     4.5455398
     """
-    check_distributions(p=p, q=q)
+    p, q = check_distributions(p=p, q=q)
     _check_on_line(p, "trapezoid")
     num = as_count(num, "num", 2)
-    lower, upper = checked_bounds(bounds) or _default_bounds(p, q)
     module = kernels(backend)
+    lower, upper = checked_bounds(bounds) or _default_bounds(p, q)
+    if not (isinstance(p, Mixture) and isinstance(q, Mixture)):
+        return _trapezoid(p, q, num, lower, upper, backend)
     kernel, parameters = module.trapezoid_kl, (*p.ready(module)[1], *q.ready(module)[1])
 
     def work(start, stop):
@@ -113,7 +136,7 @@ def trapezoid_kl(
 def trapezoid_kl_normal(
     loc: ArrayLike,
     scale: ArrayLike,
-    q: Mixture,
+    q: Any,
     num: int = 500,
     reach: float = 4.0,
     *,
@@ -128,8 +151,8 @@ def trapezoid_kl_normal(
     ----------
     loc, scale : array_like
         Means and standard deviations of the Gaussians, broadcast against each other.
-    q : Normal or Mixture
-        The distribution on the line that they are compared with.
+    q : distribution
+        On the line, that they are compared with: fastdiv's, or any that `as_distribution` takes.
     num : int
         Points of a grid, ends included, at least 2.
     reach : float
@@ -160,7 +183,7 @@ def trapezoid_kl_normal(
     array([[1.0442, 1.0108],
            [0.5108, 1.2086]])
     """
-    check_distributions(q=q)
+    (q,) = check_distributions(q=q)
     _check_on_line(q, "trapezoid")
     num = as_count(num, "num", 2)
     loc, scale = (array.astype(np.float64) for array in broadcastable(loc=loc, scale=scale))
@@ -169,23 +192,31 @@ def trapezoid_kl_normal(
     reach = float(reach)
     loc, scale = np.broadcast_arrays(loc, scale)
     shape, locs, scales = loc.shape, loc.flatten(), scale.flatten()
-    kernel, parameters = kernels(backend).trapezoid_cross_entropy, q.kernel_parameters(FLOAT64)
+    module = kernels(backend)
     z = np.linspace(-reach, reach, num)
     log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
     mass = np.exp(log_density) * (2 * reach / (num - 1))
     mass[[0, -1]] *= 0.5
     out = np.empty(locs.size)
 
-    def work(start, stop):
-        kernel(locs[start:stop], scales[start:stop], mass, -reach, reach, *parameters, out[start:stop])
+    if isinstance(q, Mixture):
+        kernel, parameters = module.trapezoid_cross_entropy, q.kernel_parameters(FLOAT64)
 
-    map_blocks(work, locs.size, max(1, BLOCK_POINTS // num))
+        def work(start, stop):
+            kernel(locs[start:stop], scales[start:stop], mass, -reach, reach, *parameters, out[start:stop])
+
+        map_blocks(work, locs.size, max(1, BLOCK_POINTS // num))
+    else:
+        for start in range(0, locs.size, max(1, BLOCK_POINTS // num)):
+            block = slice(start, start + max(1, BLOCK_POINTS // num))
+            x = locs[block, None] + scales[block, None] * z
+            out[block] = -q.logpdf(x, backend=backend) @ mass
     return (out + mass @ log_density - mass.sum() * np.log(scales)).reshape(shape)[()]
 
 
 def trapezoid(
-    p: Mixture,
-    q: Mixture | None = None,
+    p: Distribution,
+    q: Distribution | None = None,
     num: int | None = None,
     bounds: tuple[float, float] | None = None,
     backend: str | None = None,
@@ -194,32 +225,55 @@ def trapezoid(
     num = 1000 if num is None else num
     if q is None:
         _check_on_line(p, "trapezoid")
-        x = np.linspace(*(checked_bounds(bounds) or _default_bounds(p, p)), num)
-        log_p = p.logpdf(x, backend=backend)
-        value = float(np.trapezoid(np.where(log_p > -np.inf, np.exp(log_p) * log_p, 0), x))
+        value = _trapezoid(p, None, num, *(checked_bounds(bounds) or _default_bounds(p, p)), backend)
     else:
         value = trapezoid_kl(p, q, num, bounds, backend=backend)
     converged = integrate(p, q, backend=backend)
-    error = abs(value - converged) + converged.error
+    error = _distance(value, converged) + converged.error
     return Estimate(value, error=error, method="trapezoid", n_evaluations=num)
 
 
+def _distance(a, b):
+    return 0.0 if a == b else abs(a - b)
+
+
+def _trapezoid(p, q, num, lower, upper, backend):
+    x = np.linspace(lower, upper, num)
+    log_p = p.logpdf(x, backend=backend)
+    log_q = 0.0 if q is None else q.logpdf(x, backend=backend)
+    with np.errstate(invalid="ignore"):
+        return float(np.trapezoid(np.where(np.exp(log_p) > 0, np.exp(log_p) * (log_p - log_q), 0), x))
+
+
 def integrate(
-    p: Mixture,
-    q: Mixture | None = None,
+    p: Distribution,
+    q: Distribution | None = None,
     rtol: float | None = None,
     bounds: tuple[float, float] | None = None,
     backend: str | None = None,
 ) -> Estimate:
     """Return the mean of log p - log q under p as an Estimate, integrated until it has converged to `rtol`.
 
-    Each component of p is integrated in its own coordinate z, where it is the standard normal: so narrow components
+    Mixtures are integrated component by component, each in z = (x - mean) / std of its own: so narrow components
     keep their digits wherever they are. Without q, its logarithm counts 0.
     """
     _check_on_line(p, "quadrature")
     rtol = 1e-10 if rtol is None else max(rtol, MIN_RTOL)
+    ends = checked_bounds(bounds) or (-math.inf, math.inf)
+    way = _integrate_mixtures if isinstance(p, Mixture) and (q is None or isinstance(q, Mixture)) else _integrate_any
+    value, error, n_evaluations, converged, diagnostics = way(p, q, *ends, rtol, backend)
+    if not converged:
+        masses = ", ".join(f"the mass of {name} is {total:.8g}" for name, total in diagnostics.get("mass", {}).items())
+        message = f"quadrature did not converge to rtol={rtol}; its error is about {error:.2g}"
+        warn_of_accuracy(f"{message}; {masses}" if masses else message)
+    if bounds is not None:
+        whole = integrate(p, q, rtol, backend=backend)
+        error += _distance(value, whole) + whole.error
+    return Estimate(value, error=error, method="quadrature", n_evaluations=n_evaluations, diagnostics=diagnostics)
+
+
+def _integrate_mixtures(p, q, lower, upper, rtol, backend):
     module = kernels(backend)
-    lower, upper = checked_bounds(bounds) or (-math.inf, math.inf)
     parts = []
     for k in np.flatnonzero(p.weights):
         mean, std = p.means[k], p.stds[k]
@@ -228,14 +282,7 @@ def integrate(
             parts.append((p.weights[k], *_integrate_component(p, q, k, *ends, rtol, module)))
     value = math.fsum(weight * part for weight, part, *_ in parts)
     error = math.fsum(weight * part for weight, _, part, *_ in parts)
-    n_evaluations = sum(n for *_, n, _ in parts)
-    if not all(converged for *_, converged in parts):
-        message = f"quadrature did not converge to rtol={rtol}; its error is about {error:.2g}"
-        warnings.warn(message, AccuracyWarning, stacklevel=4)
-    if bounds is not None:
-        whole = integrate(p, q, rtol, backend=backend)
-        error += abs(value - whole) + whole.error
-    return Estimate(value, error=error, method="quadrature", n_evaluations=n_evaluations)
+    return value, error, sum(n for *_, n, _ in parts), all(converged for *_, converged in parts), {}
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -278,6 +325,157 @@ def _integrate_component(p, q, k, lower, upper, rtol, module):
         edges = edges[(edges > lower) & (edges < upper)]
         result = _adaptive(integrand, np.concatenate([[lower], edges, [upper]]), rtol)
     return result
+
+
+def _carried(low, high, marks):
+    """Carry a support to the real line of z: by the logistic function between two ends, exp from one, sinh from none.
+
+    Return the map of z to x, the logarithm of its slope, and |x| in distances to the nearest end; its inverse; and the
+    ends of z, where float64 no longer tells points from an end of the support, or squares of them overflow.
+    """
+    from scipy.special import expit, log_expit
+
+    low, high, middle = float(low), float(high), float(np.median(marks)) if len(marks) else 0.0
+
+    def nearest(end, scale):
+        return max(4 * EPS * abs(end) / scale, SMALLEST / min(scale, 1.0))
+
+    def farthest(scale):
+        return LARGEST / max(scale, 1.0)
+
+    if math.isfinite(high - low):
+        width = high - low
+
+        def to_x(z):
+            distance = width * expit(-np.abs(z))
+            x = np.where(z < 0, low + distance, high - distance)
+            return x, math.log(width) + log_expit(z) + log_expit(-z), np.abs(x) / distance
+
+        reach = math.log(nearest(low, width)), -math.log(nearest(high, width))
+        return to_x, lambda x: np.log((x - low) / (high - x)), reach
+    if math.isfinite(low) or math.isfinite(high):
+        end, sign = (low, 1) if math.isfinite(low) else (high, -1)
+        scale = abs(middle - end) or 1.0
+
+        def to_x(z):
+            distance = scale * np.exp(sign * z)
+            x = end + sign * distance
+            return x, np.log(distance), np.abs(x) / distance
+
+        reach = math.log(nearest(end, scale)), math.log(farthest(scale))
+        return to_x, lambda x: sign * np.log(sign * (x - end) / scale), reach if sign > 0 else (-reach[1], -reach[0])
+    scale = (np.subtract(*np.quantile(marks, [0.75, 0.25])) if len(marks) else 0.0) or 1.0
+
+    def to_x(z):
+        slope = scale * np.cosh(z)
+        x = middle + scale * np.sinh(z)
+        return x, np.log(slope), np.abs(x) / slope
+
+    reach = math.asinh(farthest(scale))
+    return to_x, lambda x: np.arcsinh((x - middle) / scale), (-reach, reach)
+
+
+class _Carried:
+    """A density carried to z, and the panels of z between its landmarks."""
+
+    def __init__(self, p, backend):
+        self.p, self.backend, self.n_evaluations = p, backend, 0
+        self.to_x, self.to_z, self.reach = _carried(*p.support, p.landmarks)
+        if len(p.landmarks):
+            marks = self.to_z(p.landmarks)
+            outward = 2.0 ** np.arange(-1, 11)
+            self.edges = self.within([*marks, *(np.min(marks) - outward), *(np.max(marks) + outward)])
+        else:
+            self.edges = self.within(np.arange(*self.reach))
+
+    def within(self, marks, start=-math.inf, stop=math.inf):
+        """Return panels between marks, from `start` to `stop` and no farther than z reaches."""
+        start, stop = np.clip([start, stop], *self.reach)
+        return np.unique(np.clip([start, *marks, stop], start, stop))
+
+    def evaluate(self, z):
+        """Return x, the log-density of x, the density of z, and the relative rounding of a logarithm's unit."""
+        self.n_evaluations += len(z)
+        x, log_slope, distances = self.to_x(z)
+        log_p = self.p.logpdf(x, backend=self.backend)
+        weight = np.exp(log_p + log_slope)
+        return x, np.where(weight > 0, log_p, 0.0), weight, np.finfo(log_p.dtype).eps * (4 + distances)
+
+    def density(self, z):
+        """Return the density of z and its rounding."""
+        _, log_p, weight, unit = self.evaluate(z)
+        return weight, unit * weight * (1 + np.abs(log_p))
+
+    def mass(self, rtol):
+        """Return the integral of the density and its error, in finer panels while some of it is missing."""
+        while True:
+            total, error, _, _ = _adaptive(self.density, self.edges, rtol)
+            error += sum(np.abs(self.beyond(self.density)))
+            if not 1 - total > error + MASS_ERROR or 8 * len(self.edges) > 2 * MAX_PANELS:
+                return float(total), float(error)
+            self.edges = np.interp(np.arange(8 * len(self.edges) - 7) / 8, np.arange(len(self.edges)), self.edges)
+
+    def beyond(self, integrand):
+        """Return what an exponential tail holds beyond each end of z: infinity where it does not fall off.
+
+        That is -inf where it does not although the points next to the end are exact, so that the integral is infinite.
+        """
+        rest = []
+        for end, inward in zip(self.reach, (6.0, -6.0), strict=True):
+            last, before = np.abs(integrand(end + np.array([0, inward]))[0])
+            exact = self.to_x(np.array([end]))[2][0] < 1e6
+            rate = math.log(before / last) / 6 if last > SMALLEST else math.inf
+            if rate > (SLOWEST_TAIL if exact else 0.05):
+                rest.append(2 * last / rate)
+            else:
+                rest.append(-math.inf if exact else math.inf)
+        return np.array(rest)
+
+
+@np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
+def _integrate_any(p, q, lower, upper, rtol, backend):
+    """Return value, error, number of points, convergence and diagnostics of E[log p - log q] on a part of the line.
+
+    In z poles at the ends of the support and heavy tails fall off exponentially. What lies beyond the ends of z is in
+    the error, and so is what the densities' masses lack of 1.
+    """
+    carried = _Carried(p, backend)
+    masses = {}
+    for name, part in (("p", carried), ("q", None if q is None else _Carried(q, backend))):
+        if part is not None and not isinstance(part.p, Mixture | Midpoint):
+            masses[name] = part.mass(rtol)
+
+    def integrand(z):
+        x, log_p, weight, unit = carried.evaluate(z)
+        log_q = np.zeros(len(z)) if q is None else q.logpdf(x, backend=backend)
+        # Densities that underflow are not yet 0.
+        unit = np.maximum(unit, 4 * np.finfo(log_q.dtype).eps)
+        log_q = np.where((log_q == -math.inf) & (weight < UNDERFLOWN), LOG_SMALLEST, log_q)
+        return np.where(weight > 0, weight * (log_p - log_q), 0.0), np.where(
+            weight > 0, unit * weight * (1 + np.abs(log_p) + np.abs(log_q)), 0.0
+        )
+
+    ends = carried.to_z(np.clip([lower, upper], *p.support))
+    edges = carried.within(carried.edges, *ends)
+    if q is not None:
+        low, high = p.support
+        marks = np.append(q.landmarks, q.support)
+        edges = carried.within([*edges, *carried.to_z(marks[(marks > low) & (marks < high)])], *ends)
+    if len(edges) < 2:
+        return 0.0, 0.0, carried.n_evaluations, True, {}
+    value, error, _, converged = _adaptive(integrand, edges, rtol)
+    # Towards a pole the panels that are left halve the rest only in two steps.
+    error = error if converged else 4 * error
+    beyond = carried.beyond(integrand)[[ends[0] < carried.reach[0], ends[1] > carried.reach[1]]]
+    n_evaluations = carried.n_evaluations
+    if value == math.inf or -math.inf in beyond:
+        return math.inf, math.inf, n_evaluations, True, {}
+    error += np.sum(beyond)
+    for total, mass_error in masses.values():
+        # What mass that was not found would have brought is not known.
+        error += abs(1 - total) * (1 + abs(value)) if abs(1 - total) <= mass_error + MASS_ERROR else math.inf
+    converged &= error < math.inf and np.sum(beyond) <= MAX_TAIL * abs(value)
+    return value, error, n_evaluations, converged, {"mass": {name: total for name, (total, _) in masses.items()}}
 
 
 def _halved(integrand, lower, upper, intervals, rtol):
@@ -328,5 +526,7 @@ def _adaptive(integrand, edges, rtol):
             return value, error, n_evaluations, True
         whole, left, right = (part[np.repeat(open_, 2)] for part in (halves, left, right))
         before = np.repeat(change[open_], 2)
+        if len(left) > MAX_PANELS:
+            break
     value += np.sum(whole)
     return value, error + np.sum((change + rounding)[open_]), n_evaluations, False
