@@ -250,3 +250,87 @@ def mlp_epoch(inputs, outputs):
             rate = learning_rate * _mp.sqrt(1 - decay**n_steps) / (1 - momentum**n_steps)
             params = params - rate * velocity / (root(square) + epsilon)
     return [params, loss]
+
+
+def _log_posterior(x, factor, whitener, concentration, prior, theta):
+    """Return the log-density of a Bayesian mixture's parameters, and its gradient."""
+    scale_prior, mean_precision, a, b, constant = prior
+    n_components, n_dims = len(concentration), x.shape[1]
+    sticks, means, log_stds = np.split(theta, [n_components - 1, n_components - 1 + n_components * n_dims])
+    means, log_stds = means.reshape(-1, n_dims), log_stds.reshape(-1, n_dims)
+    odds = _exp(sticks) / np.arange(n_components - 1, 0, -1)
+    shares, left = odds / (1 + odds), np.append(_mp.mpf(1), np.cumprod(1 / (1 + odds)))
+    log_weights = _log(np.append(shares, _mp.mpf(1)) * left)
+    if scale_prior:
+        stds = _exp(log_stds)
+        z, log_norms = (x[:, None] - means) / stds, np.sum(log_stds, axis=-1)
+    else:
+        z, log_norms = x[:, None] - means @ whitener.T, 0
+    terms = log_weights - log_norms - np.sum(z**2, axis=-1) / 2
+    likelihoods = _logsumexp(terms)
+    value = factor * np.sum(likelihoods) + constant + concentration @ log_weights
+    value -= mean_precision * np.sum(means**2) / 2
+    by_row = factor * _exp(terms - likelihoods[:, None])
+    counts = np.sum(by_row, axis=0) + concentration
+    pulls = np.sum(by_row[..., None] * z, axis=0)
+    beyond = np.sum(counts) - np.cumsum(counts)
+    gradient = [counts[:-1] - shares * (counts + beyond)[:-1]]
+    gradient.append((pulls / stds if scale_prior else pulls @ whitener) - mean_precision * means)
+    if scale_prior:
+        gradient.append(np.sum(by_row[..., None] * (z**2 - 1), axis=0))
+        if scale_prior == 1:  # half-normal
+            value += np.sum(log_stds - a * stds**2 / 2)
+            gradient[-1] += 1 - a * stds**2
+        else:  # inverse gamma
+            value -= np.sum(a * log_stds + b / stds)
+            gradient[-1] += b / stds - a
+    return value, np.concatenate([part.ravel() for part in gradient])
+
+
+def mixture_model_logp_grad(inputs, outputs):
+    x, rows, whitener, concentration, prior, theta = inputs
+    x, whitener, concentration, prior, theta = _exact(x, whitener, concentration, prior, theta)
+    batch = x[rows] if len(rows) else x
+    value, gradient = _log_posterior(batch, _mp.mpf(len(x)) / len(batch), whitener, concentration, prior, theta)
+    return [np.append(value, gradient)]
+
+
+def advi_mixture_steps(inputs, outputs):
+    """Steps of RMSprop for a mean-field Gaussian."""
+    x, rows, noise, *known, _solver, learning_rate, _momentum, decay, epsilon, _n_steps = inputs
+    x, noise, *known, phi, square = _exact(x, noise, *known, *outputs[:2])
+    learning_rate, decay, epsilon = map(_mp.mpf, (learning_rate, decay, epsilon))
+    root, losses = np.frompyfunc(_mp.sqrt, 1, 1), []
+    for batch, draws in zip(rows, noise, strict=True):
+        loc, log_scale = np.split(phi, 2)
+        scale = _exp(log_scale)
+        found = [_log_posterior(x[batch], _mp.mpf(len(x)) / len(batch), *known, loc + scale * z) for z in draws]
+        slopes = np.array([slope for _, slope in found])
+        gradient = np.append(np.mean(slopes, axis=0), np.mean(slopes * draws, axis=0) * scale + 1)
+        entropy = np.sum(log_scale) + len(loc) * (1 + _mp.log(2 * _mp.pi)) / 2
+        losses.append(-sum(value for value, _ in found) / len(draws) - entropy)
+        square = decay * square[0] + (1 - decay) * gradient**2
+        phi = phi + learning_rate * gradient / root(square + epsilon)
+        square = square[None]
+    return [phi, np.array(losses)]
+
+
+def metropolis_mixture_steps(inputs, outputs):
+    """Steps of a walk whose blocks are the sticks, then the means, the stds being known."""
+    x, noise, thresholds, scales, *known, theta, _terms = _exact(*inputs)
+    n_components = len(scales) - 1
+    ends = n_components - 1 + x.shape[1] * np.arange(len(scales))
+    sizes = np.append(n_components - 1, np.full(n_components, x.shape[1]))
+    current, _ = _log_posterior(x, 1, *known, theta)
+    draws, values, accepted = [], [], np.zeros(len(scales), dtype=object)
+    for steps, limits in zip(noise, thresholds, strict=True):
+        for block, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            moved = theta.copy()
+            moved[end - size : end] += scales[block] * steps[end - size : end]
+            value, _ = _log_posterior(x, 1, *known, moved)
+            if value - current > -limits[block]:
+                theta, current = moved, value
+                accepted[block] += size > 0
+        draws.append(theta)
+        values.append(current)
+    return [np.array(draws), np.array(values), accepted]

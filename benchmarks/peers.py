@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import packages_distributions, version
@@ -21,6 +20,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks import peers_bayes
+from benchmarks.peers_row import Row
 
 ROOT = Path(__file__).parents[1]
 JSON, README = ROOT / "docs" / "peers.json", ROOT / "README.md"
@@ -302,29 +304,6 @@ LIBRARIES = {
     "gmm-divergence": _gmm_divergence,
 }
 ON_THE_LINE = {"scipy.stats.Mixture", "numexpr", "numba-stats"}
-
-
-@dataclass
-class Row:
-    """A task: its right answer, how far off is still right and why, and what makes each peer's call.
-
-    What makes a call imports and converts; the call gives the answer, and compiles when it is called first.
-    """
-
-    title: str
-    truth: Any
-    tolerance: float
-    why: str
-    peers: dict[str, Callable]
-
-    def error(self, answer):
-        answer = np.asarray(answer, dtype=np.float64)
-        if answer.shape != np.shape(self.truth):
-            raise ValueError(f"an answer of shape {answer.shape}, not {np.shape(self.truth)}")
-        error = float(np.max(np.abs(answer - self.truth)))
-        if not math.isfinite(error):
-            raise ValueError("an answer that is not finite")
-        return error
 
 
 def _peers(fastdiv, other, names=LIBRARIES):
@@ -895,6 +874,7 @@ ROWS = {
     "neighbors": _neighbors,
     "least-squares": _least_squares,
     "network": _network,
+    **peers_bayes.ROWS,
 }
 
 

@@ -225,6 +225,40 @@ def _training(rng, n, k):
     return (*data, 100, layer_sizes, activation, 0, 1e-3, 0.9, 0.9, 1e-7, 1e-4, 0), (*state, np.zeros(1))
 
 
+def _posterior(rng, n, k, scale_prior=0):
+    """A Bayesian mixture of k components in the plane: rows, what is known of it, and its number of parameters."""
+    prior = np.array([scale_prior, 0.1, 2.0, 1.5, -3.0])
+    whitener = np.array([[1.2, 0.0], [-0.4, 0.8]])
+    known = whitener, rng.uniform(0.5, 1.5, k), prior
+    return rng.normal(scale=2, size=(n, 2)), known, k - 1 + 2 * k * (2 if scale_prior else 1)
+
+
+def _parameters(rng, n, k):
+    x, known, n_params = _posterior(rng, n, k)
+    return (x, np.arange(0, dtype=np.intp), *known, rng.normal(size=n_params)), (np.zeros(1 + n_params),)
+
+
+def _variational(rng, n, k):
+    """Three steps of RMSprop at two draws of a mean-field Gaussian each, on half of the rows, the stds half-normal."""
+    x, known, n_params = _posterior(rng, n, k, 1)
+    rows, noise = rng.integers(n, size=(3, (n + 1) // 2)), rng.normal(size=(3, 2, n_params))
+    phi = np.concatenate([rng.normal(size=n_params), np.full(n_params, -1.0)])
+    squares = n * rng.uniform(0.5, 1.5, size=(1, phi.size))
+    return (x, rows, noise, *known, 3, 0.01, 0.9, 0.9, 1e-6, 2), (phi, squares, np.zeros(3))
+
+
+def _phi_and_losses(outputs):
+    phi, _, losses = outputs
+    return phi, losses
+
+
+def _walk(rng, n, k):
+    x, known, n_params = _posterior(rng, n, k)
+    noise, thresholds = rng.normal(size=(3, n_params)), rng.exponential(size=(3, 1 + k))
+    inputs = x, noise, thresholds, np.full(1 + k, 3 / np.sqrt(n)), *known, rng.normal(size=n_params)
+    return (*inputs, np.zeros((k + 2, -(-n // 64) * 64))), (np.zeros_like(noise), np.zeros(3), np.zeros(1 + k))
+
+
 def _make_logpdf(rng, n, k, dtype):
     from fastdiv import Mixture
 
@@ -342,6 +376,7 @@ def _make_neighbors(rng, n, k, dtype):
 
 
 KERNELS = [
+    Kernel("advi_mixture_steps", "variational", _variational, n_accumulators=14, answers=_phi_and_losses, least=1.0),
     Kernel("column_moments", "ratio", _columns, ("dtype", "n"), 3),
     Kernel("log_ratio_moments", "montecarlo", _log_densities, ("dtype", "n"), 1, _mean_and_m2),
     Kernel("logistic_newton_pass", "ratio", _standardised, ("dtype", "n"), 4, least=10.0),
@@ -349,9 +384,11 @@ KERNELS = [
     Kernel("logistic_sgd_epoch", "ratio", _descent, ("dtype", "n"), 2),
     Kernel("logsumexp_rows", "mixture", _rows),
     Kernel("merge_moments", "montecarlo", _moments, (), 2, _mean_and_m2),
+    Kernel("metropolis_mixture_steps", "variational", _walk, ("dtype", "n"), 11),
     Kernel("mixture_logpdf", "mixture", _line),
     Kernel("mixture_logpdf_diag", "mixture", _diagonal),
     Kernel("mixture_logpdf_full", "mixture", _full),
+    Kernel("mixture_model_logp_grad", "variational", _parameters, n_accumulators=6, least=10.0),
     Kernel("mixture_score", "mixture", _gradients(_line), least=1.0),
     Kernel("mixture_score_diag", "mixture", _gradients(_diagonal), least=10.0),
     Kernel("mixture_score_full", "mixture", _gradients(_full), least=10.0),

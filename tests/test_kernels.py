@@ -6,13 +6,15 @@ import inspect
 import mpmath
 import numpy as np
 import pytest
+from numba import njit
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from benchmarks import exact
 from benchmarks.exact import ulp_error
 from benchmarks.table import CALLS, KERNELS, TABLE
 from conftest import COMPILED, REFERENCE
-from fastdiv import Mixture
+from fastdiv import Mixture, _kernels_numba
 from fastdiv import _kernels_numpy as reference
 from fastdiv.distributions import FLOAT64
 from fastdiv.montecarlo import new_moments
@@ -31,11 +33,12 @@ def test_sets_export_the_same_kernels_with_the_same_signatures(name):
 @pytest.mark.parametrize("k", [1, 3, 64])
 @pytest.mark.parametrize("name", reference.__all__)
 def test_sets_agree_in_float64(kernels, name, n, k):
-    inputs, expected = TABLE[name].load(n, k)
-    _, outputs = TABLE[name].load(n, k)
-    getattr(reference, name)(*inputs, *expected)
-    getattr(kernels, name)(*inputs, *outputs)
-    for output, wanted in zip(outputs, expected, strict=True):
+    found = []
+    for module in (reference, kernels):
+        inputs, outputs = TABLE[name].load(n, k)
+        getattr(module, name)(*inputs, *outputs)
+        found.append(outputs)
+    for wanted, output in zip(*found, strict=True):
         np.testing.assert_allclose(output, wanted, rtol=1e-13, atol=1e-13)
 
 
@@ -43,7 +46,8 @@ def test_sets_agree_in_float64(kernels, name, n, k):
 @pytest.mark.parametrize("name", reference.__all__)
 def test_float32_agrees_with_the_float64_reference(kernels, name, k):
     inputs, outputs = TABLE[name].load(1000, k, np.float32)
-    inputs64 = [a.astype(np.float64) if getattr(a, "dtype", None) == np.float32 else a for a in inputs]
+    others, _ = TABLE[name].load(1000, k, np.float32)
+    inputs64 = [a.astype(np.float64) if getattr(a, "dtype", None) == np.float32 else a for a in others]
     _, expected = TABLE[name].load(1000, k)
     getattr(kernels, name)(*inputs, *outputs)
     getattr(reference, name)(*inputs64, *expected)
@@ -381,3 +385,197 @@ def test_an_sgd_step_is_the_gradient_step(kernels):
     residual = weight * (y - 1 / (1 + np.exp(-(X @ before[:2] + before[2]))))
     gradient = np.append(X.T @ residual / 3 - 0.5 * before[:2], residual.mean())
     np.testing.assert_allclose(coef - before, 0.9 * step + 0.1 * gradient, rtol=1e-13)
+
+
+def posterior(n, n_components, scale_prior, n_dims=3, seed=0):
+    """Rows, what is known of a Bayesian mixture of them, and its number of parameters."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, n_dims)) + rng.choice([-1.5, 1.5], size=(n, 1))
+    whitener = np.eye(n_dims) + np.tril(rng.normal(scale=0.2, size=(n_dims, n_dims)))
+    known = whitener, rng.uniform(0.1, 2, n_components), np.array([scale_prior, 0.3, 1.3, 0.8, -5.0])
+    return x, known, n_components - 1 + n_components * n_dims * (2 if scale_prior else 1)
+
+
+def batch_of(rng, n, shape):
+    return rng.integers(n, size=shape).astype(np.intp)
+
+
+@pytest.mark.parametrize("scale_prior", [0, 1, 2])
+@pytest.mark.parametrize("n_components", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 100])
+def test_posteriors_of_any_size_agree(kernels, n, n_components, scale_prior):
+    x, known, n_params = posterior(n, n_components, scale_prior)
+    rng = np.random.default_rng(n)
+    theta = rng.normal(scale=0.5, size=n_params)
+    for size in (0, 1, 40):
+        rows = batch_of(rng, n, size)
+        found = np.empty((2, 1 + n_params))
+        for module, out in zip((reference, kernels), found, strict=True):
+            module.mixture_model_logp_grad(x, rows, *known, theta, out)
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("scale_prior", [0, 1, 2])
+def test_gradients_are_differences_of_the_exact_density(kernels, scale_prior):
+    x, known, n_params = posterior(5, 3, scale_prior, n_dims=2)
+    theta, rows = np.random.default_rng(4).normal(size=n_params), np.array([4, 0, 4], dtype=np.intp)
+    out = np.empty(1 + n_params)
+    kernels.mixture_model_logp_grad(x, rows, *known, theta, out)
+    step = np.eye(n_params, dtype=object) * mpmath.mpf(2) ** -40
+    exactly = [exact._carry(array) for array in (x[rows], np.array(5 / 3), *known)]
+    factor = exact._mp.mpf(5) / 3
+
+    def density(theta):
+        return exact._log_posterior(exactly[0], factor, *exactly[2:], theta)[0]
+
+    carried = exact._carry(theta)
+    differences = [(density(carried + move) - density(carried - move)) * mpmath.mpf(2) ** 39 for move in step]
+    np.testing.assert_allclose(out[0], float(density(carried)), rtol=1e-14)
+    np.testing.assert_allclose(out[1:], np.array(differences, dtype=float), rtol=1e-12, atol=1e-13)
+
+
+def test_a_row_far_from_all_components_counts_as_the_nearest_has_it(kernels):
+    x, known, n_params = posterior(50, 3, 1)
+    x[7] = 1e3
+    theta = np.random.default_rng(5).normal(scale=0.5, size=n_params)
+    found = np.empty((2, 1 + n_params))
+    for module, out in zip((reference, kernels), found, strict=True):
+        module.mixture_model_logp_grad(x, np.empty(0, np.intp), *known, theta, out)
+    assert found[1, 0] < -1e5
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+
+
+def variational(solver, is_full, n_params, n_steps, n_rows, n):
+    """What a kernel of ADVI reads of batches, noise and the solver, and what it moves on, for so many steps."""
+    rng = np.random.default_rng(solver)
+    noise, size = rng.normal(size=(n_steps, 2, n_params)), 2 * n_params + is_full * n_params * (n_params - 1) // 2
+    phi = rng.normal(scale=0.1, size=size)
+    phi[n_params : 2 * n_params] -= 1
+    options = solver, 1e-5 if solver == 0 else 0.05, 0.8, 0.9, 1e-6
+    return batch_of(rng, n, (n_steps, n_rows)), noise, options, phi, np.zeros(((1, 1, 7, 1, 2)[solver], size))
+
+
+@pytest.mark.parametrize("solver", range(5))
+@pytest.mark.parametrize("is_full", [False, True])
+def test_variational_steps_agree(kernels, solver, is_full):
+    for scale_prior, n_components, n_rows in np.ndindex(3, 3, 2):
+        x, known, n_params = posterior(70, (1, 2, 5)[n_components], scale_prior)
+        found = []
+        for module in (reference, kernels):
+            rows, noise, options, *phi_state = variational(solver, is_full, n_params, 20, 33 * n_rows, 70)
+            losses = np.empty(20)
+            module.advi_mixture_steps(x, rows, noise, *known, *options, 0, *phi_state, losses)
+            found.append((*phi_state, losses))
+        for expected, output in zip(*found, strict=True):
+            assert np.isfinite(expected).all()
+            np.testing.assert_allclose(output, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("solver", range(5))
+def test_variational_steps_go_on_where_they_stopped(kernels, solver):
+    x, known, n_params = posterior(70, 2, 1)
+    found = []
+    for cuts in ([], [5], [1, 12]):
+        rows, noise, options, phi, state = variational(solver, True, n_params, 20, 33, 70)
+        losses = np.empty(20)
+        for start, stop in zip([0, *cuts], [*cuts, 20], strict=True):
+            part = slice(start, stop)
+            kernels.advi_mixture_steps(x, rows[part], noise[part], *known, *options, start, phi, state, losses[part])
+        found.append((phi, state, losses))
+    for outputs in found[1:]:
+        for output, expected in zip(outputs, found[0], strict=True):
+            np.testing.assert_array_equal(output, expected)
+
+
+def test_the_bound_rises(kernels):
+    x, known, n_params = posterior(100, 2, 0)
+    rows, noise, options, phi, state = variational(1, False, n_params, 2000, 0, 100)
+    losses = np.empty(2000)
+    kernels.advi_mixture_steps(x, rows, noise, *known, *options, 0, phi, state, losses)
+    assert losses[1000:].mean() < losses[:100].mean() - 10
+
+
+def test_numba_steps_along_compiled_functions_of_the_user():
+    data = np.random.default_rng(6).normal(2, 1.5, size=50)
+
+    @njit
+    def logp_grad(theta, rows):
+        """A normal of unknown mean and logarithm of the standard deviation, both with a standard normal prior."""
+        batch = data[rows] if len(rows) else data
+        z = (batch - theta[0]) * np.exp(-theta[1])
+        factor = len(data) / len(batch)
+        value = factor * np.sum(-0.5 * z * z - theta[1]) - 0.5 * np.sum(theta * theta)
+        return value, factor * np.array([np.sum(z) * np.exp(-theta[1]), np.sum(z * z - 1)]) - theta
+
+    for is_full, n_rows in np.ndindex(2, 2):
+        found = []
+        for module, function in ((reference, logp_grad.py_func), (_kernels_numba, logp_grad)):
+            rows, noise, options, *phi_state = variational(4, is_full, 2, 300, 7 * n_rows, 50)
+            losses = np.empty(300)
+            module.advi_steps(function, rows, noise, *options, 0, *phi_state, losses)
+            found.append((*phi_state, losses))
+        for expected, output in zip(*found, strict=True):
+            np.testing.assert_allclose(output, expected, rtol=1e-10, atol=1e-10)
+        assert found[0][0][0] == pytest.approx(2, abs=0.5)
+
+
+def walk(module, x, known, theta, scale, n_steps=200):
+    """Draws, their log-densities and how often each block moved."""
+    rng = np.random.default_rng(7)
+    n_components, n_dims = len(known[1]), x.shape[1]
+    n_blocks = 1 + (theta.size - n_components + 1) // n_dims
+    noise, thresholds = rng.normal(size=(n_steps, theta.size)), rng.exponential(size=(n_steps, n_blocks))
+    room, outputs = (
+        np.empty((n_components + 2, -(-len(x) // 64) * 64)),
+        (np.empty_like(noise), np.empty(n_steps), np.zeros(n_blocks)),
+    )
+    scales = np.full(n_blocks, scale)
+    module.metropolis_mixture_steps(x, noise, thresholds, scales, *known, theta.copy(), room, *outputs)
+    return outputs
+
+
+def assert_same_walks(kernels, x, known, theta, scale):
+    draws, logps, accepted = walk(kernels, x, known, theta, scale)
+    expected = walk(reference, x, known, theta, scale)
+    np.testing.assert_array_equal(accepted, expected[2])
+    np.testing.assert_allclose(draws, expected[0], rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(logps, expected[1], rtol=1e-10)
+    return accepted
+
+
+@pytest.mark.parametrize("scale_prior", [0, 1, 2])
+@pytest.mark.parametrize("n_components", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 33, 100])
+def test_walks_agree(kernels, n, n_components, scale_prior):
+    x, known, n_params = posterior(n, n_components, scale_prior, n_dims=2)
+    accepted = assert_same_walks(kernels, x, known, np.zeros(n_params), 1 / np.sqrt(n))
+    # One component has no weights to move.
+    assert np.all(accepted[n_components == 1 :] > 0)
+    assert np.all(accepted < 200)
+    assert n_components > 1 or accepted[0] == 0
+
+
+@pytest.mark.parametrize("n_components", [1, 3])
+def test_walks_from_where_relative_densities_overflow(kernels, n_components):
+    x, known, n_params = posterior(40, n_components, 0, n_dims=2)
+    theta = np.full(n_params, 300.0)
+    theta[: n_components - 1] = 0
+    for scale in (0.5, 20.0):
+        assert_same_walks(kernels, x, known, theta, scale)
+
+
+def test_walks_with_a_row_far_from_all_components(kernels):
+    x, known, n_params = posterior(40, 2, 2, n_dims=2)
+    x[7] = 1e3
+    assert_same_walks(kernels, x, known, np.zeros(n_params), 0.3)
+
+
+def test_walks_draw_from_the_posterior(kernels):
+    # Of one row and one component: a normal prior, a normal likelihood, a normal posterior.
+    x, precision = np.array([[3.0]]), 0.5
+    known = np.eye(1), np.ones(1), np.array([0, precision, 0, 0, 0])
+    draws, logps, _ = walk(kernels, x, known, np.zeros(1), 2.0, 5000)
+    assert draws.mean() == pytest.approx(3 / (1 + precision), abs=0.1)
+    assert draws.std() == pytest.approx(1 / np.sqrt(1 + precision), rel=0.1)
+    expected = -0.5 * (3 - draws[:, 0]) ** 2 - 0.5 * precision * draws[:, 0] ** 2
+    np.testing.assert_allclose(logps, expected, rtol=1e-9, atol=1e-9)

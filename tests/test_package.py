@@ -14,17 +14,17 @@ from conftest import CYTHON_BUILDS
 
 SOURCE = Path(fastdiv.__file__).parent
 FLOORS = [
-    ["_kernels", "_kernels_numba", "_kernels_numpy", "_cpu", "_arrays"],
+    ["_kernels", "_kernels_numba", "_kernels_numpy", "_cpu", "_arrays", "_arviz", "_progress"],
     ["_backend", "estimate"],
     ["distributions", "_logsumexp", "_logistic", "functionals"],
     ["_descent", "families"],
     ["transforms"],
     ["closed_form", "quadrature", "montecarlo"],
-    ["divergences", "ratio"],
+    ["divergences", "ratio", "mixture_model"],
     ["logistic"],
     ["calibration"],
     ["networks", "telescoping", "kernel_ratio", "neighbors", "evidence"],
-    ["samples", "variational"],
+    ["samples", "variational", "svi", "mcmc"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -78,7 +78,7 @@ def exact_derivative(transform, x):
 
 
 def test_the_logistic_function_and_its_jacobian_are_scipys():
-    assert_array_equal(Sigmoid().forward(POINTS), special.expit(POINTS))
+    assert_allclose(Sigmoid().forward(POINTS), special.expit(POINTS), rtol=3e-16)
     y = np.array([1e-320, 1e-9, 0.2, 0.5 - 1e-12, 0.5, 0.7, 1 - 1e-12])
     assert_allclose(Sigmoid().inverse(y), special.logit(y), rtol=1e-14)
     assert_allclose(Sigmoid().log_abs_det_jacobian(POINTS), stats.logistic.logpdf(POINTS), rtol=1e-15)
@@ -220,6 +220,17 @@ def test_ends_may_differ_by_coordinate():
     )
     with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 6\), got \(3,\)"):
         transform.forward(np.zeros(3))
+
+
+@given(x=hnp.arrays(np.float64, 20, elements=st.floats(-800, 800)), a=st.floats(-1e9, 1e9), width=st.floats(1e-9, 1e9))
+@many
+def test_points_stay_in_their_interval_and_in_order(x, a, width):
+    assume(a < a + width)
+    transform = Interval(a, a + width)
+    y = transform.forward(np.sort(x))
+    assert np.all((y >= transform.a) & (y <= transform.b))
+    assert np.all(np.diff(y) >= -np.spacing(np.abs(y[1:])))
+    assert not np.isnan(transform.inverse(y)).any()
 
 
 # Stick breaking
@@ -383,6 +394,12 @@ def test_compositions_add_up_the_coordinates_of_a_point():
         (lambda: Inverse(np.exp), TypeError, "transform must be a transform"),
         (lambda: Exp().forward("x"), TypeError, "x must be real numbers"),
         (lambda: Exp().inverse([1j]), TypeError, "y must be real numbers"),
+        (
+            lambda: Exp().pullback([1, 2], [1, 2, 3]),
+            ValueError,
+            r"gradient must have the shape of y, \(2,\), got \(3,\)",
+        ),
+        (lambda: StickBreaking().pullback([1, 2], [1, 2]), ValueError, r"the shape of y, \(3,\), got \(2,\)"),
         (lambda: StickBreaking().forward(0.0), ValueError, r"x must have shape \(\.\.\., K-1\)"),
         (lambda: StickBreaking().inverse([1.0]), ValueError, r"y must have shape \(\.\.\., K\)"),
         (lambda: Affine([1, 2], 1).inverse([1, 2, 3]), ValueError, r"y must have shape \(\.\.\., 2\), got \(3,\)"),
@@ -447,6 +464,11 @@ CLOSED_FORMS = {
     "lognormal": (Transformed(Normal(0.3, 0.7), Exp()), stats.lognorm(0.7, scale=np.exp(0.3)), POSITIVE),
     "exponential": (Transformed(stats.gumbel_l(), Exp()), stats.expon(), POSITIVE[:5]),
     "uniform": (Transformed(stats.logistic(), Sigmoid()), stats.uniform(), np.array([1e-300, 0.3, 0.5, 1 - 1e-15])),
+    "exponential, of its power": (
+        Transformed(stats.pareto(3), Exp().inv),
+        stats.expon(0, 1 / 3),
+        np.array([1e-9, 0.1, 2]),
+    ),
     "log-logistic": (Transformed(stats.logistic(), Exp()), stats.fisk(1), POSITIVE[1:5]),
     "normal": (Transformed(Normal(1, 2), Affine(3, -4)), stats.norm(-1, 8), LINE),
     "reversed Gumbel": (unconstrain(stats.gamma(1)), stats.gumbel_l(), LINE),
@@ -559,6 +581,7 @@ def test_the_derivative_of_a_function_is_its_closed_form():
     [
         (Transformed(Normal(), Exp()), [-1, 0, INF, NAN], [-INF, -INF, -INF, NAN], [0, 0, 0, NAN]),
         (Transformed(stats.gumbel_l(), Exp()), [-1, 0], [-INF, 0], [0, -1]),
+        (Transformed(stats.pareto(3), Exp().inv), [-1, 0], [-INF, np.log(3)], [0, -3]),
         (Transformed(stats.logistic(), Sigmoid()), [0, 1, 2], [0, 0, -INF], [0, 0, 0]),
         (Transformed(stats.logistic(0, 0.5), Sigmoid()), [0, 1], [-INF, -INF], [0, 0]),
         (Transformed(stats.logistic(0, 2), Sigmoid()), [0, 1], [INF, INF], [-INF, INF]),
@@ -573,7 +596,7 @@ def test_at_the_ends_of_the_support_densities_are_their_limits(p, x, density, sc
     assert_allclose(p.logpdf(x), density, atol=1e-12)
     assert_allclose(p.pdf(x), np.exp(density), atol=1e-12)
     if score is not None:
-        assert_allclose(p.score(x), score, atol=1e-5)
+        assert_allclose(p.score(x), score, atol=3e-5)
 
 
 def test_distribution_functions_beyond_the_support():

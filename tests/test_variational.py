@@ -124,6 +124,12 @@ def test_a_saddle_is_left():
     np.testing.assert_allclose(np.sort(fit.distribution.means), [-1, 4], rtol=1e-7)
 
 
+def test_a_kink_is_no_obstacle():
+    # E|x| = s sqrt(2 / pi) under N(0, s^2), so that -log s + s sqrt(2 / pi) is least at s = sqrt(pi / 2).
+    q = fit_kl(stats.laplace(), rng=0).distribution
+    assert parameters(q) == pytest.approx((0, math.sqrt(math.pi / 2)), abs=1e-6)
+
+
 def test_the_coin_by_both_routes():
     fits = [fit_kl(target, rng=0) for target in (POSTERIOR, coin)]
     for fit in fits:

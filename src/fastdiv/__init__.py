@@ -13,8 +13,11 @@ from .divergences import entropy, js_divergence, kl_divergence
 from .estimate import AccuracyWarning, Estimate
 from .evidence import elbo, log_evidence
 from .families import as_distribution, log_ratio, optimal_classifier
+from .mcmc import MetropolisResult, metropolis
+from .mixture_model import MixtureModel
 from .montecarlo import running_mean
 from .quadrature import trapezoid_kl, trapezoid_kl_normal
+from .svi import ADVIResult, advi
 from .variational import KLFit, fit_kl
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from .transforms import Transformed, unconstrain
 
 __all__ = [
+    "ADVIResult",
     "AccuracyWarning",
     "Estimate",
     "KLFit",
@@ -36,12 +40,15 @@ __all__ = [
     "LeastSquaresRatio",
     "LogisticRatioClassifier",
     "MLPRatioClassifier",
+    "MetropolisResult",
     "Mixture",
+    "MixtureModel",
     "MultivariateNormal",
     "Normal",
     "RatioFromClassifier",
     "TelescopingRatioClassifier",
     "Transformed",
+    "advi",
     "as_distribution",
     "elbo",
     "entropy",
@@ -57,6 +64,7 @@ __all__ = [
     "log_ratio",
     "log_ratio_normal",
     "logsumexp",
+    "metropolis",
     "optimal_classifier",
     "running_mean",
     "set_backend",

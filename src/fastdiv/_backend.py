@@ -6,6 +6,7 @@ import os
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -237,17 +238,17 @@ def _submit(function, arguments):
         return [_pool.submit(function, argument) for argument in arguments]
 
 
-def map_blocks(work, size, block_size=BLOCK_SIZE):
+def map_blocks(work, size, block_size=BLOCK_SIZE, least=2):
     """Call ``work(start, stop)`` on consecutive blocks and return the results in order.
 
     Blocks depend on the size alone, so the results do not depend on the number of threads. Each thread takes
-    every n-th block, the calling thread the first; an exception, Ctrl-C included, stops all of them at their next
-    block.
+    every n-th block, at least `least` of them, the calling thread the first; an exception, Ctrl-C included, stops all
+    of them at their next block.
     """
     if size <= block_size:
         return [work(0, size)] if size else []
     starts = range(0, size, block_size)
-    workers = min(_num_threads, len(starts) // 2)
+    workers = min(_num_threads, len(starts) // least)
     if workers <= 1:
         return [work(start, min(start + block_size, size)) for start in starts]
     results = [None] * len(starts)
@@ -272,6 +273,33 @@ def map_blocks(work, size, block_size=BLOCK_SIZE):
         stopped.set()
         raise
     return results
+
+
+@cache
+def _blas_controller():
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+_limits_blas = threading.Lock()
+
+
+@contextmanager
+def one_blas_thread():
+    """Keep BLAS to this thread: its own threads win nothing on blocks, and wait for each other on a busy machine.
+
+    The limit is the process's. A second thread that came in now and left later would put back what it had found, so
+    it leaves the limit alone.
+    """
+    if not _limits_blas.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _blas_controller().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _limits_blas.release()
 
 
 def show_config() -> None:

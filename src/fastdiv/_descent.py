@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ._progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,12 +164,12 @@ class Passes:
 
     def run(self, one: Callable, params: Callable, held_out_loss: Callable | None, settled: Callable) -> None:
         """Make passes by ``one()``, which returns the loss, until ``settled()`` is true where it no longer falls."""
-        with self._progress() as advance:
+        with progress_bar(self.verbose, self.max_iter, "verbose") as show:
             while len(self.losses) < self.max_iter:
                 self.losses.append(one())
                 if held_out_loss is not None:
                     self.held_out_losses.append(held_out_loss())
-                advance()
+                show(1, self._last_losses)
                 if self._has_stalled(params) and settled():
                     break
 
@@ -184,23 +185,6 @@ class Passes:
         self._n_worse = 0
         return True
 
-    @contextmanager
-    def _progress(self):
-        """Give a function that shows the losses after each pass."""
-        if not self.verbose:
-            yield lambda: None
-            return
-        try:
-            from rich.progress import MofNCompleteColumn, Progress
-        except ImportError:
-            raise ImportError("verbose needs rich: pip install 'fastdiv[cli]'") from None
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
-            task = progress.add_task("", total=self.max_iter)
-
-            def advance():
-                losses = f"loss {self.losses[-1]:.4f}"
-                if self.held_out_losses:
-                    losses += f", held out {self.held_out_losses[-1]:.4f}"
-                progress.update(task, advance=1, description=losses)
-
-            yield advance
+    def _last_losses(self):
+        text = f"loss {self.losses[-1]:.4f}"
+        return f"{text}, held out {self.held_out_losses[-1]:.4f}" if self.held_out_losses else text

@@ -5,6 +5,23 @@ ctypedef fused floating:
     float
     double
 
+cpdef void advi_mixture_steps(
+    const floating[:, ::1] x,
+    const Py_ssize_t[:, ::1] rows,
+    const double[:, :, ::1] noise,
+    const double[:, ::1] whitener,
+    const double[::1] concentration,
+    const double[::1] prior,
+    Py_ssize_t solver,
+    double learning_rate,
+    double momentum,
+    double decay,
+    double epsilon,
+    Py_ssize_t n_steps,
+    double[::1] phi,
+    double[:, ::1] state,
+    double[::1] losses,
+) except *
 cpdef void column_moments(
     const floating[:, ::1] X,
     const floating[::1] sample_weight,
@@ -65,6 +82,20 @@ cpdef void logistic_sgd_epoch(
 ) except *
 cpdef void logsumexp_rows(const floating[:, ::1] a, floating[::1] out) except *
 cpdef void merge_moments(const double[::1] other, double[::1] out) except *
+cpdef void metropolis_mixture_steps(
+    const floating[:, ::1] x,
+    const double[:, ::1] noise,
+    const double[:, ::1] thresholds,
+    const double[::1] scales,
+    const double[:, ::1] whitener,
+    const double[::1] concentration,
+    const double[::1] prior,
+    double[::1] theta,
+    double[:, ::1] terms,
+    double[:, ::1] draws,
+    double[::1] logps,
+    double[::1] accepted,
+) except *
 cpdef void mixture_logpdf(
     const floating[::1] x,
     const floating[::1] log_weights,
@@ -85,6 +116,15 @@ cpdef void mixture_logpdf_full(
     const floating[:, ::1] means,
     const floating[:, :, ::1] whiteners,
     floating[::1] out,
+) except *
+cpdef void mixture_model_logp_grad(
+    const floating[:, ::1] x,
+    const Py_ssize_t[::1] rows,
+    const double[:, ::1] whitener,
+    const double[::1] concentration,
+    const double[::1] prior,
+    const double[::1] theta,
+    double[::1] out,
 ) except *
 cpdef void mixture_score(
     const floating[::1] x,

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "advi_mixture_steps",
     "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
@@ -12,9 +13,11 @@ __all__ = [
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
+    "metropolis_mixture_steps",
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_model_logp_grad",
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
@@ -28,6 +31,23 @@ __all__ = [
 
 _F = TypeVar("_F", np.float32, np.float64)
 
+def advi_mixture_steps(
+    x: NDArray[_F],
+    rows: NDArray[np.intp],
+    noise: NDArray[np.float64],
+    whitener: NDArray[np.float64],
+    concentration: NDArray[np.float64],
+    prior: NDArray[np.float64],
+    solver: int,
+    learning_rate: float,
+    momentum: float,
+    decay: float,
+    epsilon: float,
+    n_steps: int,
+    phi: NDArray[np.float64],
+    state: NDArray[np.float64],
+    losses: NDArray[np.float64],
+) -> None: ...
 def column_moments(
     X: NDArray[_F],
     sample_weight: NDArray[_F],
@@ -88,6 +108,20 @@ def logistic_sgd_epoch(
 ) -> None: ...
 def logsumexp_rows(a: NDArray[_F], out: NDArray[_F]) -> None: ...
 def merge_moments(other: NDArray[np.float64], out: NDArray[np.float64]) -> None: ...
+def metropolis_mixture_steps(
+    x: NDArray[_F],
+    noise: NDArray[np.float64],
+    thresholds: NDArray[np.float64],
+    scales: NDArray[np.float64],
+    whitener: NDArray[np.float64],
+    concentration: NDArray[np.float64],
+    prior: NDArray[np.float64],
+    theta: NDArray[np.float64],
+    terms: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    logps: NDArray[np.float64],
+    accepted: NDArray[np.float64],
+) -> None: ...
 def mixture_logpdf(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]
 ) -> None: ...
@@ -96,6 +130,15 @@ def mixture_logpdf_diag(
 ) -> None: ...
 def mixture_logpdf_full(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], whiteners: NDArray[_F], out: NDArray[_F]
+) -> None: ...
+def mixture_model_logp_grad(
+    x: NDArray[_F],
+    rows: NDArray[np.intp],
+    whitener: NDArray[np.float64],
+    concentration: NDArray[np.float64],
+    prior: NDArray[np.float64],
+    theta: NDArray[np.float64],
+    out: NDArray[np.float64],
 ) -> None: ...
 def mixture_score(
     x: NDArray[_F], log_weights: NDArray[_F], means: NDArray[_F], stds: NDArray[_F], out: NDArray[_F]

@@ -9,7 +9,7 @@ A kernel validates nothing: shapes and dtypes are the caller's business.
 """
 
 from libc.float cimport DBL_MIN
-from libc.math cimport INFINITY, fabs, isfinite, log, log1p, pow, sqrt
+from libc.math cimport INFINITY, NAN, fabs, isfinite, log, log1p, pow, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 
@@ -29,6 +29,7 @@ cdef extern from "_vecmath.h" nogil:
     float fastdiv_softplusf(float x) noexcept
     double fastdiv_softplus_slope(double x, double *slope) noexcept
     float fastdiv_softplus_slopef(float x, float *slope) noexcept
+    double fastdiv_split(double x, int64_t *exponent) noexcept
     void fastdiv_prefetch(const void *address) noexcept
     void fastdiv_prefetch_second(const void *address) noexcept
     void fastdiv_triangle_product(
@@ -78,6 +79,7 @@ cdef extern from "_vecmath.h" nogil:
 
 
 __all__ = [
+    "advi_mixture_steps",
     "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
@@ -85,9 +87,11 @@ __all__ = [
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
+    "metropolis_mixture_steps",
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_model_logp_grad",
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
@@ -116,6 +120,10 @@ cdef enum:
     TANH = 1
     RMSPROP = 0
     ADAM = 1
+    VI_SGD = 0
+    VI_ADAGRAD = 1
+    VI_WINDOW = 2
+    VI_ADAM = 4
     GRADIENT = 0
     HESSIAN = 1
     SCORES = 2
@@ -130,6 +138,14 @@ cdef enum:
     DECREMENT = 4
     BORROWED = 5
     N_LOSSES = 6
+    SCALE_PRIOR = 0
+    MEAN_PRECISION = 1
+    SCALE_A = 2
+    SCALE_B = 3
+    CONSTANT = 4
+    FIXED = 0
+    HALF_NORMAL = 1
+    INVERSE_GAMMA = 2
     CHUNK = 256  # values whose mean and deviations are taken while they are in L1
     DIGITS = 256  # that a byte may be
     PLACES = 8  # bytes of a double
@@ -2271,3 +2287,631 @@ cpdef void mlp_epoch(
             )
         free(scratch)
         out[0] = total + compensation
+
+
+cdef struct Posterior:
+    # Of a Bayesian mixture: what it is, and room for where its components are and for a strip of rows.
+    Py_ssize_t n_components
+    Py_ssize_t n_dims
+    Py_ssize_t n_params
+    Py_ssize_t n_sums  # a component's: of responsibilities, of these by standardised rows, and by their squares
+    bint is_fixed
+    const double *whitener
+    const double *concentration
+    const double *prior
+    double *log_weights
+    double *shares
+    double *means
+    double *slopes
+    double *log_coefs
+    double *columns
+    double *terms
+    double *lanes
+
+
+cdef void *_new_posterior(
+    Posterior *of, const double *whitener, Py_ssize_t n_dims, const double[::1] concentration, const double[::1] prior
+) noexcept nogil:
+    """Fill in what a posterior is; return what is to be freed, or NULL."""
+    cdef Py_ssize_t n_components = concentration.shape[0]
+    cdef Py_ssize_t n_means = n_components * n_dims
+    cdef void *scratch
+    cdef double *room
+    of.n_components = n_components
+    of.n_dims = n_dims
+    of.is_fixed = prior[SCALE_PRIOR] == FIXED
+    of.n_params = n_components - 1 + n_means * (1 if of.is_fixed else 2)
+    of.n_sums = 1 + n_dims * (1 if of.is_fixed else 2)
+    of.whitener = whitener
+    of.concentration = &concentration[0]
+    of.prior = &prior[0]
+    scratch = malloc(
+        (n_components * (STRIP + of.n_sums * LANES + 3) + 2 * n_means + n_dims * STRIP) * sizeof(double) + LINE
+    )
+    if scratch != NULL:
+        room = <double *> _aligned(scratch)
+        of.columns = room
+        of.terms = of.columns + n_dims * STRIP
+        of.lanes = of.terms + n_components * STRIP
+        of.means = of.lanes + n_components * of.n_sums * LANES
+        of.slopes = of.means + n_means
+        of.log_weights = of.slopes + n_means
+        of.shares = of.log_weights + n_components
+        of.log_coefs = of.shares + n_components
+    return scratch
+
+
+cdef void _break_sticks(const double *theta, const Posterior *of) noexcept nogil:
+    """Find the log weights that sticks break off, and the share of the rest that each takes."""
+    cdef double rest = 0, odds
+    cdef Py_ssize_t k
+    for k in range(of.n_components - 1):
+        odds = theta[k] - log(<double> (of.n_components - 1 - k))
+        of.shares[k] = fastdiv_sigmoid(odds)
+        of.log_weights[k] = rest - fastdiv_softplus(-odds)
+        rest -= fastdiv_softplus(odds)
+    of.log_weights[of.n_components - 1] = rest
+
+
+cdef void _place_component(const double *theta, Py_ssize_t k, const Posterior *of) noexcept nogil:
+    """Find a component's mean, whitened, its reciprocal stds, and minus the sum of their logarithms."""
+    cdef Py_ssize_t n_dims = of.n_dims
+    cdef const double *mean = theta + of.n_components - 1 + k * n_dims
+    cdef const double *log_std = mean + of.n_components * n_dims
+    cdef double total
+    cdef Py_ssize_t d, j
+    of.log_coefs[k] = 0
+    for d in range(n_dims):
+        if of.is_fixed:
+            total = 0
+            for j in range(n_dims):
+                total += of.whitener[d * n_dims + j] * mean[j]
+            of.means[k * n_dims + d] = total
+            of.slopes[k * n_dims + d] = 1
+        else:
+            of.means[k * n_dims + d] = mean[d]
+            of.slopes[k * n_dims + d] = fastdiv_exp(-log_std[d])
+            of.log_coefs[k] -= log_std[d]
+
+
+cdef void _place(const double *theta, Py_ssize_t changed, double *weights, const Posterior *of) noexcept nogil:
+    """Take a component's place, or the weights (-1), from theta."""
+    cdef Py_ssize_t k
+    if changed >= 0:
+        _place_component(theta, changed, of)
+        return
+    _break_sticks(theta, of)
+    for k in range(of.n_components):
+        weights[k] = fastdiv_exp(of.log_weights[k])
+
+
+cdef double _log_prior(const double *theta, const Posterior *of) noexcept nogil:
+    """Find the log-density of the prior in the unconstrained space, with the constant."""
+    cdef Py_ssize_t n_means = of.n_components * of.n_dims
+    cdef const double *mean = theta + of.n_components - 1
+    cdef const double *log_std = mean + n_means
+    cdef const double *prior = of.prior
+    cdef double value = prior[CONSTANT], squares = 0
+    cdef Py_ssize_t i
+    for i in range(of.n_components):
+        value += of.concentration[i] * of.log_weights[i]
+    for i in range(n_means):
+        squares += mean[i] * mean[i]
+    if prior[SCALE_PRIOR] == HALF_NORMAL:
+        for i in range(n_means):
+            value += log_std[i] - 0.5 * prior[SCALE_A] / (of.slopes[i] * of.slopes[i])
+    elif prior[SCALE_PRIOR] == INVERSE_GAMMA:
+        for i in range(n_means):
+            value -= prior[SCALE_A] * log_std[i] + prior[SCALE_B] * of.slopes[i]
+    return value - 0.5 * prior[MEAN_PRECISION] * squares
+
+
+cdef inline void _gather_strip(
+    const floating *x, Py_ssize_t n_dims, const Py_ssize_t *rows, Py_ssize_t start, Py_ssize_t n_points, double *columns
+) noexcept nogil:
+    """Write rows as columns (n_dims, STRIP), the last one again to fill them; without `rows`, those from start on."""
+    cdef Py_ssize_t i, d, row
+    if rows == NULL and n_points == STRIP and n_dims == 2:
+        # A stride that the compiler knows is a shuffle of vectors.
+        for i in range(STRIP):
+            columns[i] = x[2 * (start + i)]
+            columns[STRIP + i] = x[2 * (start + i) + 1]
+        return
+    if rows == NULL and n_points == STRIP:
+        for d in range(n_dims):
+            for i in range(STRIP):
+                columns[d * STRIP + i] = x[(start + i) * n_dims + d]
+        return
+    for i in range(STRIP):
+        row = start + min(i, n_points - 1)
+        if rows != NULL:
+            row = rows[row]
+        for d in range(n_dims):
+            columns[d * STRIP + i] = x[row * n_dims + d]
+
+
+cdef inline void _fold(const double *values, double *lanes) noexcept nogil:
+    """Add a strip to LANES partial sums."""
+    cdef double total[LANES]
+    cdef Py_ssize_t lane
+    for lane in range(LANES):
+        total[lane] = (values[lane] + values[LANES + lane]) + (values[2 * LANES + lane] + values[3 * LANES + lane])
+    for lane in range(LANES):
+        lanes[lane] += total[lane]
+
+
+cdef inline double _lanes_sum(const double *lanes) noexcept nogil:
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
+
+
+cdef inline void _component_strip(const Posterior *of, Py_ssize_t k, double log2_coef, double *out) noexcept nogil:
+    """Find the log-densities of a strip under a component, in base 2 and but for a constant."""
+    cdef const double *mean = of.means + k * of.n_dims
+    cdef const double *slope = of.slopes + k * of.n_dims
+    cdef double total[STRIP]
+    cdef double z
+    cdef Py_ssize_t d, i
+    for i in range(STRIP):
+        total[i] = 0
+    for d in range(of.n_dims):
+        for i in range(STRIP):
+            z = (of.columns[d * STRIP + i] - mean[d]) * slope[d]
+            total[i] += z * z
+    for i in range(STRIP):
+        out[i] = log2_coef - 0.5 * LOG2_E * total[i]
+
+
+cdef double _strip_likelihood(const Posterior *of, Py_ssize_t n_points, double *inverse) noexcept nogil:
+    """Find the log-likelihood of a strip, up to a constant.
+
+    The terms become densities, relative to each point's largest; the inverses of their sums are 0 beyond the points.
+    """
+    cdef double shift[STRIP]
+    cdef double largest[STRIP]
+    cdef double total[STRIP]
+    cdef double t, shifts = 0, logs = 0
+    cdef double *terms = of.terms
+    cdef Py_ssize_t k, i, lane
+    for i in range(STRIP):
+        shift[i] = -INFINITY
+        total[i] = 0
+    for k in range(of.n_components):
+        _component_strip(of, k, (of.log_coefs[k] + of.log_weights[k]) * LOG2_E, terms + k * STRIP)
+        for i in range(STRIP):
+            t = terms[k * STRIP + i]
+            shift[i] = t if t > shift[i] else shift[i]
+    for i in range(STRIP):
+        largest[i] = shift[i] if shift[i] > -INFINITY else 0
+    for k in range(of.n_components):
+        for i in range(STRIP):
+            t = _exp2_term(terms[k * STRIP + i] - largest[i])
+            terms[k * STRIP + i] = t
+            total[i] += t
+    for i in range(n_points, STRIP):
+        shift[i] = 0
+        total[i] = 1
+    for lane in range(LANES):
+        # Each of the four is between 1 and the number of components.
+        t = (total[lane] * total[LANES + lane]) * (total[2 * LANES + lane] * total[3 * LANES + lane])
+        logs += fastdiv_log(t)
+        shifts += (shift[lane] + shift[LANES + lane]) + (shift[2 * LANES + lane] + shift[3 * LANES + lane])
+    for i in range(STRIP):
+        inverse[i] = 1 / total[i]
+    for i in range(n_points, STRIP):
+        inverse[i] = 0
+    return logs + shifts / LOG2_E
+
+
+cdef void _add_derivatives(const Posterior *of, const double *inverse) noexcept nogil:
+    """Add the sums of a strip's responsibilities, and of these by standardised rows and their squares, up in lanes."""
+    cdef double share[STRIP]
+    cdef double part[STRIP]
+    cdef double mean, slope
+    cdef Py_ssize_t k, d, i
+    cdef double *sums
+    cdef const double *column
+    for k in range(of.n_components):
+        sums = of.lanes + k * of.n_sums * LANES
+        for i in range(STRIP):
+            share[i] = of.terms[k * STRIP + i] * inverse[i]
+        _fold(share, sums)
+        for d in range(of.n_dims):
+            column = of.columns + d * STRIP
+            mean = of.means[k * of.n_dims + d]
+            slope = of.slopes[k * of.n_dims + d]
+            for i in range(STRIP):
+                part[i] = (column[i] - mean) * slope * share[i]
+            _fold(part, sums + (1 + d) * LANES)
+            if not of.is_fixed:
+                for i in range(STRIP):
+                    part[i] *= (column[i] - mean) * slope
+                _fold(part, sums + (1 + of.n_dims + d) * LANES)
+
+
+cdef double _logp_grad(
+    const Posterior *of,
+    const floating *x,
+    Py_ssize_t n,
+    const Py_ssize_t *rows,
+    Py_ssize_t n_rows,
+    const double *theta,
+    double *gradient,
+) noexcept nogil:
+    cdef Py_ssize_t n_components = of.n_components
+    cdef Py_ssize_t n_dims = of.n_dims
+    cdef Py_ssize_t n_means = n_components * n_dims
+    cdef const double *mean = theta + n_components - 1
+    cdef double *slope = gradient + n_components - 1
+    cdef const double *sums
+    cdef const double *prior = of.prior
+    cdef double inverse[STRIP]
+    cdef double factor = 1, value = 0, beyond, count, total, std
+    cdef Py_ssize_t block, start, n_points, k, d, j
+    if n_rows > 0:
+        factor = <double> n / n_rows
+    else:
+        rows = NULL
+        n_rows = n
+    _break_sticks(theta, of)
+    for k in range(n_components):
+        _place_component(theta, k, of)
+    for k in range(n_components * of.n_sums * LANES):
+        of.lanes[k] = 0
+    for block in range(_n_blocks(n_rows, STRIP)):
+        start = block * STRIP
+        n_points = min(n_rows - start, <Py_ssize_t> STRIP)
+        _gather_strip(x, n_dims, rows, start, n_points, of.columns)
+        value += _strip_likelihood(of, n_points, inverse)
+        _add_derivatives(of, inverse)
+    beyond = 0
+    for k in range(n_components - 1, -1, -1):
+        count = factor * _lanes_sum(of.lanes + k * of.n_sums * LANES) + of.concentration[k]
+        if k < n_components - 1:
+            gradient[k] = count * (1 - of.shares[k]) - of.shares[k] * beyond
+        beyond += count
+    for k in range(n_components):
+        sums = of.lanes + k * of.n_sums * LANES
+        for d in range(n_dims):
+            if of.is_fixed:
+                total = 0
+                for j in range(n_dims):
+                    total += _lanes_sum(sums + (1 + j) * LANES) * of.whitener[j * n_dims + d]
+            else:
+                total = _lanes_sum(sums + (1 + d) * LANES) * of.slopes[k * n_dims + d]
+                count = _lanes_sum(sums)
+                slope[n_means + k * n_dims + d] = factor * (_lanes_sum(sums + (1 + n_dims + d) * LANES) - count)
+            slope[k * n_dims + d] = factor * total - prior[MEAN_PRECISION] * mean[k * n_dims + d]
+    if prior[SCALE_PRIOR] == HALF_NORMAL:
+        for k in range(n_means):
+            std = 1 / of.slopes[k]
+            slope[n_means + k] += 1 - prior[SCALE_A] * std * std
+    elif prior[SCALE_PRIOR] == INVERSE_GAMMA:
+        for k in range(n_means):
+            slope[n_means + k] += prior[SCALE_B] * of.slopes[k] - prior[SCALE_A]
+    return factor * value + _log_prior(theta, of)
+
+
+cpdef void mixture_model_logp_grad(
+    const floating[:, ::1] x,
+    const Py_ssize_t[::1] rows,
+    const double[:, ::1] whitener,
+    const double[::1] concentration,
+    const double[::1] prior,
+    const double[::1] theta,
+    double[::1] out,
+) except *:
+    cdef Posterior of
+    cdef void *scratch = _new_posterior(&of, &whitener[0, 0], x.shape[1], concentration, prior)
+    if scratch == NULL:
+        raise MemoryError
+    with nogil:
+        out[0] = _logp_grad(
+            &of, &x[0, 0], x.shape[0], &rows[0] if rows.shape[0] else NULL, rows.shape[0], &theta[0], &out[1]
+        )
+        free(scratch)
+
+
+cdef void _ascend(
+    Py_ssize_t solver,
+    double learning_rate,
+    double momentum,
+    double decay,
+    double epsilon,
+    Py_ssize_t n_steps,
+    const double *gradient,
+    double[::1] phi,
+    double[:, ::1] state,
+) noexcept nogil:
+    cdef Py_ssize_t size = phi.shape[0], window, i, j
+    cdef double *first = &state[0, 0]
+    cdef double g, total, rate
+    if solver == VI_SGD:
+        for i in range(size):
+            first[i] = momentum * first[i] + learning_rate * gradient[i]
+            phi[i] += first[i]
+    elif solver == VI_ADAM:
+        rate = learning_rate * sqrt(1 - pow(decay, n_steps)) / (1 - pow(momentum, n_steps))
+        for i in range(size):
+            g = gradient[i]
+            first[i] = decay * first[i] + (1 - decay) * (g * g)
+            first[size + i] = momentum * first[size + i] + (1 - momentum) * g
+            phi[i] += rate * first[size + i] / (sqrt(first[i]) + epsilon)
+    else:
+        window = (n_steps - 1) % state.shape[0]
+        for i in range(size):
+            g = gradient[i]
+            if solver == VI_ADAGRAD:
+                first[i] += g * g
+            elif solver == VI_WINDOW:
+                first[window * size + i] = g * g
+            else:
+                first[i] = decay * first[i] + (1 - decay) * (g * g)
+        for i in range(size):
+            total = first[i]
+            for j in range(1, state.shape[0]):
+                total += first[j * size + i]
+            phi[i] += learning_rate * gradient[i] / sqrt(total + epsilon)
+
+
+cpdef void advi_mixture_steps(
+    const floating[:, ::1] x,
+    const Py_ssize_t[:, ::1] rows,
+    const double[:, :, ::1] noise,
+    const double[:, ::1] whitener,
+    const double[::1] concentration,
+    const double[::1] prior,
+    Py_ssize_t solver,
+    double learning_rate,
+    double momentum,
+    double decay,
+    double epsilon,
+    Py_ssize_t n_steps,
+    double[::1] phi,
+    double[:, ::1] state,
+    double[::1] losses,
+) except *:
+    cdef Py_ssize_t n_params = noise.shape[2]
+    cdef Py_ssize_t size = phi.shape[0]
+    cdef Py_ssize_t n_draws = noise.shape[1]
+    cdef Py_ssize_t step, draw, i, j, below
+    cdef bint is_full = size > 2 * n_params
+    cdef double value, entropy
+    cdef const double *z
+    cdef Posterior of
+    cdef void *scratch = _new_posterior(&of, &whitener[0, 0], x.shape[1], concentration, prior)
+    cdef double *room = <double *> malloc((size + 3 * n_params) * sizeof(double))
+    cdef double *gradient = room
+    cdef double *scale = gradient + size
+    cdef double *theta = scale + n_params
+    cdef double *slope = theta + n_params
+    if scratch == NULL or room == NULL:
+        free(scratch)
+        free(room)
+        raise MemoryError
+    with nogil:
+        for step in range(noise.shape[0]):
+            value = 0
+            entropy = n_params * (0.5 + HALF_LOG_2PI)
+            for i in range(n_params):
+                scale[i] = fastdiv_exp(phi[n_params + i])
+                entropy += phi[n_params + i]
+            for i in range(size):
+                gradient[i] = 0
+            for draw in range(n_draws):
+                z = &noise[step, draw, 0]
+                below = 2 * n_params
+                for i in range(n_params):
+                    theta[i] = phi[i] + scale[i] * z[i]
+                    if is_full:
+                        for j in range(i):
+                            theta[i] += phi[below + j] * z[j]
+                        below += i
+                value += _logp_grad(
+                    &of,
+                    &x[0, 0],
+                    x.shape[0],
+                    &rows[step, 0] if rows.shape[1] else NULL,
+                    rows.shape[1],
+                    theta,
+                    slope,
+                )
+                below = 2 * n_params
+                for i in range(n_params):
+                    gradient[i] += slope[i] / n_draws
+                    gradient[n_params + i] += slope[i] * z[i] * scale[i] / n_draws
+                    if is_full:
+                        for j in range(i):
+                            gradient[below + j] += slope[i] * z[j] / n_draws
+                        below += i
+            for i in range(n_params):
+                gradient[n_params + i] += 1
+            losses[step] = -value / n_draws - entropy
+            _ascend(solver, learning_rate, momentum, decay, epsilon, n_steps + step + 1, gradient, phi, state)
+        free(room)
+        free(scratch)
+
+
+cdef double _all_likelihood(const Posterior *of, const floating *x, Py_ssize_t n) noexcept nogil:
+    cdef double inverse[STRIP]
+    cdef double value = 0
+    cdef Py_ssize_t block, start, n_points
+    for block in range(_n_blocks(n, STRIP)):
+        start = block * STRIP
+        n_points = min(n - start, <Py_ssize_t> STRIP)
+        _gather_strip(x, of.n_dims, NULL, start, n_points, of.columns)
+        value += _strip_likelihood(of, n_points, inverse)
+    return value
+
+
+cdef double _keep_densities(
+    const Posterior *of, const floating *x, Py_ssize_t n, double **densities, double *shifts
+) noexcept nogil:
+    """Write down the components' densities at all rows, each row's relative to its largest, whose logs are summed.
+
+    The logarithms that are kept are in base 2, their sum is not.
+    """
+    cdef double largest[STRIP]
+    cdef double t, total = 0
+    cdef double *density
+    cdef Py_ssize_t block, start, n_points, k, i
+    for block in range(_n_blocks(n, STRIP)):
+        start = block * STRIP
+        n_points = min(n - start, <Py_ssize_t> STRIP)
+        _gather_strip(x, of.n_dims, NULL, start, n_points, of.columns)
+        for i in range(STRIP):
+            largest[i] = -INFINITY
+        for k in range(of.n_components):
+            _component_strip(of, k, of.log_coefs[k] * LOG2_E, of.terms + k * STRIP)
+            for i in range(STRIP):
+                t = of.terms[k * STRIP + i]
+                largest[i] = t if t > largest[i] else largest[i]
+        for k in range(of.n_components):
+            density = densities[k] + start
+            for i in range(STRIP):
+                density[i] = _exp2_term(of.terms[k * STRIP + i] - largest[i])
+        for i in range(STRIP):
+            shifts[start + i] = largest[i]
+        for i in range(n_points):
+            total += largest[i]
+    return total / LOG2_E
+
+
+cdef double _changed_likelihood(
+    const Posterior *of,
+    const floating *x,
+    Py_ssize_t n,
+    Py_ssize_t changed,
+    const double *weights,
+    double **densities,
+    const double *shifts,
+) noexcept nogil:
+    """Find the log-likelihood relative to the shifts, with the densities of one component, or none (-1), taken anew.
+
+    These are written after the others'. Logarithms are taken of products. NaN if a sum of densities is beyond what
+    keeps all digits.
+    """
+    cdef double total[STRIP]
+    cdef double product[LANES]
+    cdef int64_t exponent[LANES]
+    cdef double lost[LANES]
+    cdef double t, weight, value = 0, n_lost = 0
+    cdef const double *density
+    cdef double *fresh = densities[of.n_components]
+    cdef Py_ssize_t block, start, n_points, k, i, lane
+    for lane in range(LANES):
+        lost[lane] = 0
+        product[lane] = 1
+        exponent[lane] = 0
+    for block in range(_n_blocks(n, STRIP)):
+        start = block * STRIP
+        n_points = min(n - start, <Py_ssize_t> STRIP)
+        for i in range(STRIP):
+            total[i] = 0
+        if changed >= 0:
+            _gather_strip(x, of.n_dims, NULL, start, n_points, of.columns)
+            _component_strip(of, changed, of.log_coefs[changed] * LOG2_E, of.terms)
+            weight = weights[changed]
+            for i in range(STRIP):
+                t = of.terms[i] - shifts[start + i]
+                # Infinity where a double cannot hold the density, and for NaN.
+                t = _exp2_term(t if t < 1024 else 1024)
+                of.terms[i] = t
+                total[i] = weight * t
+            for i in range(STRIP):
+                fresh[start + i] = of.terms[i]
+        for k in range(of.n_components):
+            if k != changed:
+                density = densities[k] + start
+                weight = weights[k]
+                for i in range(STRIP):
+                    total[i] += weight * density[i]
+        for i in range(n_points, STRIP):
+            total[i] = 1
+        for k in range(STRIP // LANES):
+            for lane in range(LANES):
+                t = total[k * LANES + lane]
+                lost[lane] += 0 if t > 1e-280 and t < 1e280 else 1
+                product[lane] = fastdiv_split(product[lane] * t, &exponent[lane])
+    for lane in range(LANES):
+        n_lost += lost[lane]
+        value += exponent[lane] / LOG2_E + log(product[lane])
+    return value if n_lost == 0 else NAN
+
+
+cpdef void metropolis_mixture_steps(
+    const floating[:, ::1] x,
+    const double[:, ::1] noise,
+    const double[:, ::1] thresholds,
+    const double[::1] scales,
+    const double[:, ::1] whitener,
+    const double[::1] concentration,
+    const double[::1] prior,
+    double[::1] theta,
+    double[:, ::1] terms,
+    double[:, ::1] draws,
+    double[::1] logps,
+    double[::1] accepted,
+) except *:
+    cdef Py_ssize_t n = x.shape[0]
+    cdef Py_ssize_t n_dims = x.shape[1]
+    cdef Py_ssize_t n_components = concentration.shape[0]
+    cdef Py_ssize_t n_params = theta.shape[0]
+    cdef Py_ssize_t step, block, first, size, changed, i
+    cdef double current, value, shift
+    cdef bint is_kept
+    cdef Posterior of
+    cdef void *scratch = _new_posterior(&of, &whitener[0, 0], n_dims, concentration, prior)
+    cdef double *moved = <double *> malloc((n_params + n_components) * sizeof(double))
+    cdef double *weights = moved + n_params
+    cdef double **densities = <double **> malloc((n_components + 1) * sizeof(double *))
+    if scratch == NULL or moved == NULL or densities == NULL:
+        free(scratch)
+        free(moved)
+        free(densities)
+        raise MemoryError
+    with nogil:
+        for i in range(n_components + 1):
+            densities[i] = &terms[i, 0]
+        for i in range(n_params):
+            moved[i] = theta[i]
+        for i in range(-1, n_components):
+            _place(moved, i, weights, &of)
+        current = _all_likelihood(&of, &x[0, 0], n) + _log_prior(&theta[0], &of)
+        shift = _keep_densities(&of, &x[0, 0], n, densities, &terms[n_components + 1, 0])
+        for step in range(noise.shape[0]):
+            first = 0
+            for block in range(accepted.shape[0]):
+                size = n_dims if block else n_components - 1
+                if size == 0:
+                    continue
+                changed = (block - 1) % n_components if block else -1
+                for i in range(first, first + size):
+                    moved[i] = theta[i] + scales[block] * noise[step, i]
+                _place(moved, changed, weights, &of)
+                value = shift + _changed_likelihood(
+                    &of, &x[0, 0], n, changed, weights, densities, &terms[n_components + 1, 0]
+                )
+                is_kept = value == value
+                if not is_kept:
+                    value = _all_likelihood(&of, &x[0, 0], n)
+                value += _log_prior(moved, &of)
+                if value - current > -thresholds[step, block]:
+                    current = value
+                    accepted[block] += 1
+                    for i in range(first, first + size):
+                        theta[i] = moved[i]
+                    if not is_kept:
+                        shift = _keep_densities(&of, &x[0, 0], n, densities, &terms[n_components + 1, 0])
+                    elif changed >= 0:
+                        densities[changed], densities[n_components] = densities[n_components], densities[changed]
+                else:
+                    for i in range(first, first + size):
+                        moved[i] = theta[i]
+                    _place(moved, changed, weights, &of)
+                first += size
+            for i in range(n_params):
+                draws[step, i] = theta[i]
+            logps[step] = current
+        free(densities)
+        free(moved)
+        free(scratch)

@@ -5,6 +5,7 @@ must then be writable; without it nothing is written.
 """
 
 import os
+from collections import namedtuple
 from math import fabs, inf, isfinite, log, log1p, sqrt
 
 import numpy as np
@@ -16,6 +17,7 @@ from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
 __all__ = [
+    "advi_mixture_steps",
     "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
@@ -23,9 +25,11 @@ __all__ = [
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
+    "metropolis_mixture_steps",
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_model_logp_grad",
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
@@ -59,14 +63,20 @@ RUNNING, FULL, CONVERGED, STUCK = range(4)
 LEAST_RIDGE = 1e-12
 SUFFICIENT_DECREASE = 1e-4
 LEAST_SHARE = 2.0**-30
+# Of the prior of `mixture_model_logp_grad`.
+SCALE_PRIOR, MEAN_PRECISION, SCALE_A, SCALE_B, CONSTANT = range(5)
+FIXED, HALF_NORMAL, INVERSE_GAMMA = range(3)
 
 # Multiplications and additions may fuse, as C compilers have them.
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
 _kernel = njit(nogil=True, cache=os.environ.get("FASTDIV_NUMBA_CACHE") == "1", **OPTIONS)
+# What only kernels call: wrappers for Python would take a tenth of the time to compile, or more.
+INTERNAL = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_internal = njit(**INTERNAL, **OPTIONS)
 # A loop is put in vectors only if what it calls is inlined.
-_inline = njit(nogil=True, forceinline=True, **OPTIONS)
+_inline = njit(forceinline=True, **INTERNAL, **OPTIONS)
 # Nor is a sum, unless it may be taken in any order.
-_inline_any_order = njit(nogil=True, forceinline=True, error_model="numpy", fastmath={"contract", "reassoc"})
+_inline_any_order = njit(forceinline=True, **INTERNAL, **{**OPTIONS, "fastmath": {"contract", "reassoc"}})
 
 
 # The polynomials and the bits are those of _vecmath.h, where they are explained. Float32 constants keep float32
@@ -256,6 +266,35 @@ def _block(typing_context, dtype):
         return array._getvalue()
 
     return types.Array(dtype.dtype, 1, "C")(dtype), make
+
+
+@intrinsic
+def _borrowed(typing_context, array):
+    """Return an array that counts no references, which would cost as much as some rows do. Its owner outlives it."""
+
+    def make(context, builder, signature, args):
+        view = context.make_array(array)(context, builder, args[0])
+        view.meminfo = cgutils.get_null_value(view.meminfo.type)
+        view.parent = cgutils.get_null_value(view.parent.type)
+        return view._getvalue()
+
+    return array(array), make
+
+
+@intrinsic
+def _matrix(typing_context, array, start, n_rows, n_columns):
+    """Return a matrix that is borrowed from a contiguous array."""
+    matrix = types.Array(array.dtype, 2, "C")
+
+    def make(context, builder, signature, args):
+        data = builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+        itemsize = context.get_constant(types.intp, array.dtype.bitwidth // 8)
+        view = context.make_array(matrix)(context, builder)
+        strides = [builder.mul(args[3], itemsize), itemsize]
+        arrayobj.populate_array(view, data, args[2:], strides, itemsize, None)
+        return view._getvalue()
+
+    return matrix(array, start, n_rows, n_columns), make
 
 
 @intrinsic
@@ -1639,3 +1678,521 @@ def mlp_epoch(
         n_steps += 1
         _descend(solver, learning_rate, momentum, decay, epsilon, n_steps, gradient, params, velocity, square)
     out[0] = total + compensation
+
+
+# A Bayesian mixture: what it is, and room for where its components are and for a block of rows.
+_Posterior = namedtuple(
+    "_Posterior", "whitener concentration prior log_weights shares log_coefs means slopes sums columns terms"
+)
+
+
+@_inline
+def _room_for_posterior(n_dims, n_components):
+    """Return what a posterior and a block of rows take; a function that is given it may borrow from it."""
+    return _empty_rows(n_dims + n_components + n_components * (4 + 4 * n_dims) // BLOCK + 1, np.float64)
+
+
+@_inline
+def _posterior(n_dims, whitener, concentration, prior, room):
+    """Lay a posterior out in its room; what is in it lasts from call to call."""
+    n_components = len(concentration)
+    n_means = n_components * n_dims
+    first = (n_dims + n_components) * BLOCK
+    vectors = _matrix(room, first, 3, n_components)
+    first += 3 * n_components
+    return _Posterior(
+        _borrowed(whitener),
+        _borrowed(concentration),
+        _borrowed(prior),
+        vectors[0],
+        vectors[1],
+        vectors[2],
+        _matrix(room, first, n_components, n_dims),
+        _matrix(room, first + n_means, n_components, n_dims),
+        _matrix(room, first + 2 * n_means, n_components, 1 + 2 * n_dims),
+        _matrix(room, 0, n_dims, BLOCK),
+        _matrix(room, n_dims * BLOCK, n_components, BLOCK),
+    )
+
+
+@_inline
+def _break_sticks(theta, of):
+    """Find the log weights that sticks break off, and the share of the rest that each takes."""
+    rest = 0.0
+    n_sticks = len(of.log_weights) - 1
+    for k in range(n_sticks):
+        odds = theta[k] - log(n_sticks - k)
+        # Of the larger part, taken or left: minus its logarithm, and the other's share.
+        loss, share = _softplus_slope(-abs(odds))
+        of.shares[k] = 1 - share if odds > 0 else share
+        of.log_weights[k] = rest - (loss if odds > 0 else loss - odds)
+        rest -= loss + odds if odds > 0 else loss
+    of.log_weights[n_sticks] = rest
+
+
+@_inline
+def _place_component(theta, k, of):
+    """Find a component's mean, whitened, its reciprocal stds, and minus the sum of their logarithms."""
+    n_components, n_dims = of.means.shape
+    mean = theta[n_components - 1 + k * n_dims :]
+    log_coef = 0.0
+    for d in range(n_dims):
+        if of.prior[SCALE_PRIOR] == FIXED:
+            total = 0.0
+            for j in range(n_dims):
+                total += of.whitener[d, j] * mean[j]
+            of.means[k, d] = total
+            of.slopes[k, d] = 1
+        else:
+            log_std = mean[n_components * n_dims + d]
+            of.means[k, d] = mean[d]
+            of.slopes[k, d] = _exp(-log_std)
+            log_coef -= log_std
+    of.log_coefs[k] = log_coef
+
+
+@_inline
+def _log_prior(theta, of):
+    """Find the log-density of the prior in the unconstrained space, with the constant."""
+    n_components, n_dims = of.means.shape
+    n_means = n_components * n_dims
+    mean, log_std = theta[n_components - 1 :], theta[n_components - 1 + n_means :]
+    prior, slopes = of.prior, of.slopes.ravel()
+    value, squares = prior[CONSTANT], 0.0
+    for k in range(n_components):
+        value += of.concentration[k] * of.log_weights[k]
+    for i in range(n_means):
+        squares += mean[i] * mean[i]
+    if prior[SCALE_PRIOR] == HALF_NORMAL:
+        for i in range(n_means):
+            value += log_std[i] - 0.5 * prior[SCALE_A] / (slopes[i] * slopes[i])
+    elif prior[SCALE_PRIOR] == INVERSE_GAMMA:
+        for i in range(n_means):
+            value -= prior[SCALE_A] * log_std[i] + prior[SCALE_B] * slopes[i]
+    return value - 0.5 * prior[MEAN_PRECISION] * squares
+
+
+@_inline
+def _gather(x, rows, start, columns):
+    """Write a block of rows, or of all where none are named, as columns, the last one again to fill them."""
+    if len(rows) == 0:
+        left = x[start : start + BLOCK]
+        for d in range(len(columns)):
+            column = columns[d]
+            if len(left) == BLOCK:
+                for i in range(BLOCK):
+                    column[i] = left[i, d]
+            else:
+                for i in range(BLOCK):
+                    column[i] = left[min(i, len(left) - 1), d]
+    else:
+        batch = rows[start : start + BLOCK]
+        for i in range(BLOCK):
+            row = x[batch[min(i, len(batch) - 1)]]
+            for d in range(len(columns)):
+                columns[d, i] = row[d]
+
+
+@_inline
+def _component_terms(of, k, terms):
+    """Find the log-densities of a block under a component, in base 2."""
+    total = _block(np.float64)
+    for i in range(BLOCK):
+        total[i] = 0
+    for d in range(len(of.columns)):
+        mean, slope, column = of.means[k, d], of.slopes[k, d], of.columns[d]
+        for i in range(BLOCK):
+            z = (column[i] - mean) * slope
+            total[i] += z * z
+    for i in range(BLOCK):
+        terms[i] = LOG2_E * of.log_coefs[k] - (0.5 * LOG2_E) * total[i]
+
+
+@_inline
+def _shifted_densities(of, n_points, shift, total):
+    """Make the terms densities, relative to each point's largest, whose logarithm in base 2 is the shift.
+
+    Beyond the points the shift is 0 and their sum 1.
+    """
+    terms, largest, sums = of.terms, _block(np.float64), _block(np.float64)
+    for i in range(BLOCK):
+        largest[i] = -inf
+        sums[i] = 0
+    for k in range(len(terms)):
+        term = terms[k]
+        _component_terms(of, k, term)
+        for i in range(BLOCK):
+            t, before = term[i], largest[i]
+            largest[i] = t if t > before else before
+    for i in range(BLOCK):
+        shift[i] = largest[i] if i < n_points else 0.0
+        largest[i] = largest[i] if largest[i] > -inf else 0.0
+    for k in range(len(terms)):
+        term = terms[k]
+        for i in range(BLOCK):
+            t = _exp2_term(term[i] - largest[i])
+            term[i] = t
+            sums[i] += t
+    for i in range(BLOCK):
+        total[i] = sums[i] if i < n_points else 1.0
+
+
+@_inline_any_order
+def _sum_of_logs(factors, exponents):
+    """Sum the logarithms of factors times powers of 2, four at a time: no product of four leaves the normal range."""
+    value = 0.0
+    for i in range(BLOCK // 4):
+        product, exponent = factors[i], exponents[i]
+        for j in range(BLOCK // 4, BLOCK, BLOCK // 4):
+            product *= factors[j + i]
+            exponent += exponents[j + i]
+        # Nor is the logarithm of NaN a number.
+        value += _log_normal(product) + exponent / LOG2_E + 0 * product
+    return value
+
+
+@_inline_any_order
+def _shares_of_block(densities, inverse, shares):
+    total = 0.0
+    for i in range(BLOCK):
+        share = densities[i] * inverse[i]
+        shares[i] = share
+        total += share
+    return total
+
+
+@_inline_any_order
+def _first_moment(shares, column, mean, slope):
+    first = 0.0
+    for i in range(BLOCK):
+        first += shares[i] * ((column[i] - mean) * slope)
+    return first
+
+
+@_inline_any_order
+def _two_moments(shares, column, mean, slope):
+    first = second = 0.0
+    for i in range(BLOCK):
+        z = (column[i] - mean) * slope
+        part = shares[i] * z
+        first += part
+        second += part * z
+    return first, second
+
+
+@_inline
+def _add_block(of, n_points):
+    """Return a block's log-likelihood, up to a constant; add responsibilities, and these by z and by its square, up."""
+    n_components, n_dims = of.means.shape
+    shift, total, inverse, shares = _block(np.float64), _block(np.float64), _block(np.float64), _block(np.float64)
+    _shifted_densities(of, n_points, shift, total)
+    for i in range(BLOCK):
+        inverse[i] = (i < n_points) / total[i]
+    is_fixed = of.prior[SCALE_PRIOR] == FIXED
+    for k in range(n_components):
+        sums = of.sums[k]
+        sums[0] += _shares_of_block(of.terms[k], inverse, shares)
+        for d in range(n_dims):
+            mean, slope, column = of.means[k, d], of.slopes[k, d], of.columns[d]
+            if is_fixed:
+                sums[1 + d] += _first_moment(shares, column, mean, slope)
+            else:
+                first, second = _two_moments(shares, column, mean, slope)
+                sums[1 + d] += first
+                sums[1 + n_dims + d] += second
+    return _sum_of_logs(total, shift)
+
+
+@_inline
+def _gradient_of_sums(of, factor, theta, gradient):
+    """Find the gradient from the sums over the rows, each of which counts `factor` times."""
+    n_components, n_dims = of.means.shape
+    prior, sums = of.prior, of.sums
+    beyond = 0.0
+    for k in range(n_components - 1, -1, -1):
+        count = factor * sums[k, 0] + of.concentration[k]
+        if k < n_components - 1:
+            gradient[k] = count * (1 - of.shares[k]) - of.shares[k] * beyond
+        beyond += count
+    mean, slopes = theta[n_components - 1 :], gradient[n_components - 1 :]
+    for k in range(n_components):
+        for d in range(n_dims):
+            i, slope, total = k * n_dims + d, of.slopes[k, d], 0.0
+            if prior[SCALE_PRIOR] == FIXED:
+                for j in range(n_dims):
+                    total += sums[k, 1 + j] * of.whitener[j, d]
+            else:
+                total = sums[k, 1 + d] * slope
+                pull = factor * (sums[k, 1 + n_dims + d] - sums[k, 0])
+                if prior[SCALE_PRIOR] == HALF_NORMAL:
+                    pull += 1 - prior[SCALE_A] / (slope * slope)
+                else:
+                    pull += prior[SCALE_B] * slope - prior[SCALE_A]
+                slopes[n_components * n_dims + i] = pull
+            slopes[i] = factor * total - prior[MEAN_PRECISION] * mean[i]
+
+
+@_internal
+def _logp_grad(data, rows, theta, gradient):
+    """Return the log-density, given the rows, what is known of the mixture and its room; write its gradient."""
+    x, rows, theta, gradient = _borrowed(data[0]), _borrowed(rows), _borrowed(theta), _borrowed(gradient)
+    of = _posterior(x.shape[1], data[1], data[2], data[3], data[4])
+    n_rows = len(rows) if len(rows) else len(x)
+    factor = len(x) / n_rows
+    _break_sticks(theta, of)
+    for k in range(len(of.terms)):
+        _place_component(theta, k, of)
+        of.log_coefs[k] += of.log_weights[k]
+    of.sums[:] = 0
+    value = 0.0
+    for start in range(0, n_rows, BLOCK):
+        _gather(x, rows, start, of.columns)
+        value += _add_block(of, n_rows - start)
+    _gradient_of_sums(of, factor, theta, gradient)
+    return factor * value + _log_prior(theta, of)
+
+
+@_kernel
+def mixture_model_logp_grad(x, rows, whitener, concentration, prior, theta, out):
+    room = _room_for_posterior(x.shape[1], len(concentration))
+    out[0] = _logp_grad((x, whitener, concentration, prior, room), rows, theta, out[1:])
+
+
+@_internal
+def _ascend(solver, learning_rate, momentum, decay, epsilon, n_steps, gradient, phi, state):
+    """Make one step up by SGD (0), Adagrad (1), Adagrad over a window (2), RMSprop (3) or Adam (4)."""
+    first, window = state[0], state[(n_steps - 1) % len(state)]
+    if solver == 0:
+        for i in range(len(phi)):
+            first[i] = momentum * first[i] + learning_rate * gradient[i]
+            phi[i] += first[i]
+    elif solver == 4:
+        second = state[1]
+        rate = learning_rate * sqrt(1 - decay**n_steps) / (1 - momentum**n_steps)
+        for i in range(len(phi)):
+            g = gradient[i]
+            first[i] = decay * first[i] + (1 - decay) * (g * g)
+            second[i] = momentum * second[i] + (1 - momentum) * g
+            phi[i] += rate * second[i] / (sqrt(first[i]) + epsilon)
+    else:
+        for i in range(len(phi)):
+            g = gradient[i]
+            if solver == 1:
+                first[i] += g * g
+            elif solver == 2:
+                window[i] = g * g
+            else:
+                first[i] = decay * first[i] + (1 - decay) * (g * g)
+        for i in range(len(phi)):
+            total = first[i]
+            for j in range(1, len(state)):
+                total += state[j, i]
+            phi[i] += learning_rate * gradient[i] / sqrt(total + epsilon)
+
+
+def _density(data, rows, theta, gradient):
+    """Return a log-density and write its gradient: that of a mixture's data, or of a function that returns both."""
+
+
+@overload(_density, jit_options=OPTIONS)
+def _density_of_type(data, rows, theta, gradient):
+    def of_mixture(data, rows, theta, gradient):
+        return _logp_grad(data, rows, theta, gradient)
+
+    def of_function(data, rows, theta, gradient):
+        value, gradient[:] = data(theta, rows)
+        return value
+
+    return of_mixture if isinstance(data, types.BaseTuple) else of_function
+
+
+@_internal
+def _advi_steps(data, rows, noise, solver, learning_rate, momentum, decay, epsilon, n_steps, phi, state, losses):
+    """Do what `advi_steps` does, for data of a mixture too."""
+    n_draws, n_params = noise.shape[1:]
+    is_full = len(phi) > 2 * n_params
+    noise, rows = _borrowed(noise), _borrowed(rows)
+    gradient, scale = np.empty_like(phi), np.empty(n_params)
+    theta, slope = np.empty(n_params), np.empty(n_params)
+    for step in range(len(noise)):
+        value, entropy = 0.0, n_params * (0.5 + HALF_LOG_2PI)
+        for i in range(n_params):
+            scale[i] = _exp(phi[n_params + i])
+            entropy += phi[n_params + i]
+        gradient[:] = 0
+        for draw in range(n_draws):
+            z = noise[step, draw]
+            below = 2 * n_params
+            for i in range(n_params):
+                theta[i] = phi[i] + scale[i] * z[i]
+                if is_full:
+                    for j in range(i):
+                        theta[i] += phi[below + j] * z[j]
+                    below += i
+            value += _density(data, rows[step], theta, slope)
+            below = 2 * n_params
+            for i in range(n_params):
+                gradient[i] += slope[i] / n_draws
+                gradient[n_params + i] += slope[i] * z[i] * scale[i] / n_draws
+                if is_full:
+                    for j in range(i):
+                        gradient[below + j] += slope[i] * z[j] / n_draws
+                    below += i
+        for i in range(n_params):
+            gradient[n_params + i] += 1
+        losses[step] = -value / n_draws - entropy
+        _ascend(solver, learning_rate, momentum, decay, epsilon, n_steps + step + 1, gradient, phi, state)
+
+
+@_kernel
+def advi_mixture_steps(
+    x,
+    rows,
+    noise,
+    whitener,
+    concentration,
+    prior,
+    solver,
+    learning_rate,
+    momentum,
+    decay,
+    epsilon,
+    n_steps,
+    phi,
+    state,
+    losses,
+):
+    data = x, whitener, concentration, prior, _room_for_posterior(x.shape[1], len(concentration))
+    _advi_steps(data, rows, noise, solver, learning_rate, momentum, decay, epsilon, n_steps, phi, state, losses)
+
+
+# Not kept: it is compiled for a function of the user's.
+@njit(nogil=True, **OPTIONS)
+def advi_steps(logp_grad, rows, noise, solver, learning_rate, momentum, decay, epsilon, n_steps, phi, state, losses):
+    """Do what `advi_mixture_steps` does, for any compiled function of parameters and rows, as in the NumPy set."""
+    _advi_steps(logp_grad, rows, noise, solver, learning_rate, momentum, decay, epsilon, n_steps, phi, state, losses)
+
+
+@_inline
+def _keep_densities(of, x, order, terms):
+    """Write down the components' densities at all rows, each row's relative to its largest, whose logs are summed."""
+    n_components = len(order) - 1
+    shift, total = _block(np.float64), _block(np.float64)
+    sum_of_shifts = 0.0
+    for start in range(0, len(x), BLOCK):
+        _gather(x, order[:0], start, of.columns)
+        _shifted_densities(of, len(x) - start, shift, total)
+        for k in range(n_components):
+            _store_block(of.terms[k], start, terms[order[k]])
+        _store_block(shift, start, terms[n_components + 1])
+        sum_of_shifts += _sum(shift)
+    return sum_of_shifts / LOG2_E
+
+
+@_inline
+def _changed_likelihood(of, x, changed, weights, order, terms):
+    """Find the log-likelihood relative to the shifts, with the densities of one component, or none (-1), taken anew.
+
+    These are written after the others'. Logarithms are taken of products. NaN if a sum of densities is beyond what
+    keeps all digits.
+    """
+    n_components = len(weights)
+    fresh, total, product = _block(np.float64), _block(np.float64), _block(np.float64)
+    exponents, exponent = _block(np.int64), _block(np.float64)
+    n_lost = 0
+    for i in range(BLOCK):
+        product[i] = 1
+        exponents[i] = 0
+    for start in range(0, len(x), BLOCK):
+        n_points = min(BLOCK, len(x) - start)
+        for i in range(BLOCK):
+            total[i] = 0
+        if changed >= 0:
+            _gather(x, order[:0], start, of.columns)
+            _component_terms(of, changed, fresh)
+            weight, shifts = weights[changed], terms[n_components + 1, start : start + BLOCK]
+            for i in range(n_points):
+                t = fresh[i] - shifts[i]
+                # Infinity where a double cannot hold the density, and for NaN.
+                t = _exp2_term(t if t < 1024 else 1024.0)
+                fresh[i] = t
+                total[i] = weight * t
+            _store_block(fresh, start, terms[order[n_components]])
+        for k in range(n_components):
+            if k != changed:
+                weight, densities = weights[k], terms[order[k], start : start + BLOCK]
+                for i in range(n_points):
+                    total[i] += weight * densities[i]
+        for i in range(BLOCK):
+            t = total[i] if i < n_points else 1.0
+            n_lost += not (t > 1e-280 and t < 1e280)
+            bits = np.float64(product[i] * t).view(np.int64)
+            exponents[i] += (bits >> 52) - 1023
+            product[i] = np.int64((bits & 0x000FFFFFFFFFFFFF) | ONE).view(np.float64)
+    for i in range(BLOCK):
+        exponent[i] = exponents[i]
+    return np.nan if n_lost else _sum_of_logs(product, exponent)
+
+
+@_inline
+def _place(theta, changed, of, weights):
+    """Take a component's place, or the weights (-1), from theta."""
+    if changed >= 0:
+        _place_component(theta, changed, of)
+    else:
+        _break_sticks(theta, of)
+        for k in range(len(weights)):
+            weights[k] = _exp(of.log_weights[k])
+
+
+@_internal
+def _metropolis_steps(data, noise, thresholds, scales, theta, terms, draws, logps, accepted):
+    x, terms, moved, unused = _borrowed(data[0]), _borrowed(terms), theta.copy(), np.empty_like(theta)
+    of = _posterior(x.shape[1], data[1], data[2], data[3], data[4])
+    n_components, n_dims = of.means.shape
+    order, weights = np.arange(n_components + 1), np.empty(n_components)
+    current = _logp_grad(data, order[:0], theta, unused)
+    for changed in range(-1, n_components):
+        _place(theta, changed, of, weights)
+    shift = _keep_densities(of, x, order, terms)
+    for step in range(len(noise)):
+        first = 0
+        for block in range(len(accepted)):
+            size = n_dims if block else n_components - 1
+            if size == 0:
+                continue
+            changed = (block - 1) % n_components if block else -1
+            for i in range(first, first + size):
+                moved[i] = theta[i] + scales[block] * noise[step, i]
+            _place(moved, changed, of, weights)
+            value = shift + _changed_likelihood(of, x, changed, weights, order, terms) + _log_prior(moved, of)
+            is_kept = value == value
+            if not is_kept:
+                value = _logp_grad(data, order[:0], moved, unused)
+                for k in range(n_components):
+                    _place_component(moved, k, of)
+            if value - current > -thresholds[step, block]:
+                current = value
+                accepted[block] += 1
+                for i in range(first, first + size):
+                    theta[i] = moved[i]
+                if not is_kept:
+                    shift = _keep_densities(of, x, order, terms)
+                elif changed >= 0:
+                    order[changed], order[n_components] = order[n_components], order[changed]
+            else:
+                for i in range(first, first + size):
+                    moved[i] = theta[i]
+                _place(moved, changed, of, weights)
+            first += size
+        for i in range(len(theta)):
+            draws[step, i] = theta[i]
+        logps[step] = current
+
+
+@_kernel
+def metropolis_mixture_steps(
+    x, noise, thresholds, scales, whitener, concentration, prior, theta, terms, draws, logps, accepted
+):
+    data = x, whitener, concentration, prior, _room_for_posterior(x.shape[1], len(concentration))
+    _metropolis_steps(data, noise, thresholds, scales, theta, terms, draws, logps, accepted)

@@ -10,6 +10,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, logsumexp, softmax
 
 __all__ = [
+    "advi_mixture_steps",
     "column_moments",
     "log_ratio_moments",
     "logistic_newton_pass",
@@ -17,9 +18,11 @@ __all__ = [
     "logistic_sgd_epoch",
     "logsumexp_rows",
     "merge_moments",
+    "metropolis_mixture_steps",
     "mixture_logpdf",
     "mixture_logpdf_diag",
     "mixture_logpdf_full",
+    "mixture_model_logp_grad",
     "mixture_score",
     "mixture_score_diag",
     "mixture_score_full",
@@ -39,6 +42,9 @@ RUNNING, FULL, CONVERGED, STUCK = range(4)
 LEAST_RIDGE = 1e-12
 SUFFICIENT_DECREASE = 1e-4
 LEAST_SHARE = 2.0**-30
+# Of the prior of `mixture_model_logp_grad`.
+SCALE_PRIOR, MEAN_PRECISION, SCALE_A, SCALE_B, CONSTANT = range(5)
+FIXED, HALF_NORMAL, INVERSE_GAMMA = range(3)
 HALF_LOG_2PI = 0.5 * np.log(2 * np.pi)
 
 # Overflow to -inf and NaN from inf - inf are answers here, not accidents.
@@ -483,3 +489,191 @@ def mlp_epoch(
                 delta = delta @ layers[i][:, :-1] * slopes[i - 1]
         _descend(solver, learning_rate, momentum, decay, epsilon, step, gradient, params, velocity, square)
     out[0] = loss
+
+
+def _stick_breaking(sticks):
+    """Return the log weights that unconstrained sticks break off, and the share of the rest that each takes."""
+    rest = np.arange(len(sticks), 0, -1)
+    odds = sticks - np.log(rest)
+    taken, left = -np.logaddexp(0, -odds), -np.logaddexp(0, odds)
+    return np.append(taken, 0) + np.append(0, np.cumsum(left)), expit(odds)
+
+
+def _model_parameters(theta, n_components, n_dims):
+    """Return views of the sticks, the means (K, D), and the logarithms of the stds, none or (K, D)."""
+    sticks, rest = theta[: n_components - 1], theta[n_components - 1 :]
+    size = n_components * n_dims
+    return sticks, rest[:size].reshape(-1, n_dims), rest[size:].reshape(-1, n_dims)
+
+
+def _model_terms(x, whitener, means, log_stds):
+    """Return log-densities of rows under each component, up to a constant, (n, K), and the whitened rows."""
+    if len(log_stds):
+        z = (x[:, None] - means) * np.exp(-log_stds)
+        return -np.sum(log_stds, axis=1) - np.sum(z * z, axis=2) / 2, z
+    z = x[:, None] - means @ whitener.T
+    return -np.sum(z * z, axis=2) / 2, z
+
+
+def _log_prior(prior, concentration, log_weights, means, log_stds):
+    """Return the log-density of the prior in the unconstrained space, up to a constant."""
+    value = concentration @ log_weights - prior[MEAN_PRECISION] * np.sum(means**2) / 2
+    if prior[SCALE_PRIOR] == HALF_NORMAL:
+        value += np.sum(log_stds - prior[SCALE_A] * np.exp(2 * log_stds) / 2)
+    elif prior[SCALE_PRIOR] == INVERSE_GAMMA:
+        value -= np.sum(prior[SCALE_A] * log_stds + prior[SCALE_B] * np.exp(-log_stds))
+    return value
+
+
+@_quiet
+def mixture_model_logp_grad(x, rows, whitener, concentration, prior, theta, out):
+    """Log-density of a Bayesian mixture's unconstrained parameters, and its gradient after it: out (1 + P,).
+
+    `theta` is the K - 1 sticks of which the weights are broken, the means by rows, and, where these are not known, the
+    logarithms of the components' standard deviations. Then `x` (n, D) is as it is; else it is multiplied by `whitener`
+    (D, D), and so are the means here. `rows` are those of a mini-batch, whose log-likelihood counts n / len(rows)
+    times, or none for all. Weights are Dirichlet(`concentration`), means independent and normal; `prior` is
+    SCALE_PRIOR, which one the stds have; MEAN_PRECISION; SCALE_A, the precision of the half-normal, or the shape of
+    the inverse gamma and SCALE_B its scale; CONSTANT, which is added.
+    """
+    sticks, means, log_stds = _model_parameters(theta, len(concentration), x.shape[1])
+    log_weights, shares = _stick_breaking(sticks)
+    batch = x[rows] if len(rows) else x
+    factor = len(x) / len(batch)
+    terms, z = _model_terms(batch, whitener, means, log_stds)
+    terms += log_weights
+    responsibilities = softmax(terms, axis=1)
+    counts = factor * np.sum(responsibilities, axis=0) + concentration
+    slopes = factor * np.einsum("nk,nkd->kd", responsibilities, z)
+    sticks_out, means_out, log_stds_out = _model_parameters(out[1:], len(concentration), x.shape[1])
+    out[0] = factor * np.sum(logsumexp(terms, axis=1)) + prior[CONSTANT]
+    out[0] += _log_prior(prior, concentration, log_weights, means, log_stds)
+    beyond = np.cumsum(counts[::-1])[::-1]
+    sticks_out[:] = counts[:-1] * (1 - shares) - shares * beyond[1:]
+    if len(log_stds):
+        means_out[:] = slopes * np.exp(-log_stds) - prior[MEAN_PRECISION] * means
+        log_stds_out[:] = factor * np.einsum("nk,nkd->kd", responsibilities, z * z - 1)
+        if prior[SCALE_PRIOR] == HALF_NORMAL:
+            log_stds_out += 1 - prior[SCALE_A] * np.exp(2 * log_stds)
+        else:
+            log_stds_out += prior[SCALE_B] * np.exp(-log_stds) - prior[SCALE_A]
+    else:
+        means_out[:] = slopes @ whitener - prior[MEAN_PRECISION] * means
+
+
+def _ascend(solver, learning_rate, momentum, decay, epsilon, n_steps, gradient, phi, state):
+    """Make one step up by SGD (0), Adagrad (1), Adagrad over a window (2), RMSprop (3) or Adam (4)."""
+    if solver == 0:
+        state[0] = momentum * state[0] + learning_rate * gradient
+        phi += state[0]
+        return
+    if solver == 4:
+        state[1] = momentum * state[1] + (1 - momentum) * gradient
+        state[0] = decay * state[0] + (1 - decay) * gradient**2
+        rate = learning_rate * np.sqrt(1 - decay**n_steps) / (1 - momentum**n_steps)
+        phi += rate * state[1] / (np.sqrt(state[0]) + epsilon)
+        return
+    if solver == 1:
+        state[0] += gradient**2
+    elif solver == 2:
+        state[(n_steps - 1) % len(state)] = gradient**2
+    else:
+        state[0] = decay * state[0] + (1 - decay) * gradient**2
+    phi += learning_rate * gradient / np.sqrt(np.sum(state, axis=0) + epsilon)
+
+
+def advi_steps(logp_grad, rows, noise, solver, learning_rate, momentum, decay, epsilon, n_steps, phi, state, losses):
+    """Do what `advi_mixture_steps` does, for any function of parameters and rows that returns logp and its gradient."""
+    n_params = noise.shape[2]
+    lower = np.tril_indices(n_params, -1)
+    loc, log_scale, below = phi[:n_params], phi[n_params : 2 * n_params], phi[2 * n_params :]
+    factor, gradient = np.zeros((n_params, n_params)), np.empty_like(phi)
+    for step, (batch, draws) in enumerate(zip(rows, noise, strict=True), n_steps + 1):
+        scale = np.exp(log_scale)
+        np.fill_diagonal(factor, scale)
+        if below.size:
+            factor[lower] = below
+        slopes, value = np.empty_like(draws), 0.0
+        for i, draw in enumerate(draws):
+            logp, slopes[i] = logp_grad(loc + factor @ draw, batch)
+            value += logp
+        gradient[:n_params] = np.mean(slopes, axis=0)
+        by_pair = slopes.T @ draws / len(draws)
+        gradient[n_params : 2 * n_params] = np.diag(by_pair) * scale + 1
+        gradient[2 * n_params :] = by_pair[lower][: below.size]
+        entropy = np.sum(log_scale) + n_params * (0.5 + HALF_LOG_2PI)
+        losses[step - n_steps - 1] = -value / len(draws) - entropy
+        _ascend(solver, learning_rate, momentum, decay, epsilon, step, gradient, phi, state)
+
+
+@_quiet
+def advi_mixture_steps(
+    x,
+    rows,
+    noise,
+    whitener,
+    concentration,
+    prior,
+    solver,
+    learning_rate,
+    momentum,
+    decay,
+    epsilon,
+    n_steps,
+    phi,
+    state,
+    losses,
+):
+    """Fit a Gaussian to the posterior of `mixture_model_logp_grad`, by gradients at draws: a step per row of `rows`.
+
+    `phi` (2 P,) is the Gaussian's means and the logarithms of its standard deviations, or, with P (P - 1) / 2 more, of
+    the diagonal of its covariance's Cholesky factor, whose entries below it, row by row, are the rest. `noise`
+    (steps, draws, P) is standard normal, `rows` (steps, batch) those of mini-batches, or (steps, 0). A step is one up
+    the evidence's lower bound, by `solver` 0 SGD, 1 Adagrad, 2 Adagrad over a window, 3 RMSprop or 4 Adam, whose
+    `state` it updates as it does `phi`; `n_steps` were made before. `losses` gets each step's estimate of minus the
+    bound.
+    """
+    found = np.empty(noise.shape[2] + 1)
+
+    def logp_grad(theta, batch):
+        mixture_model_logp_grad(x, batch, whitener, concentration, prior, theta, found)
+        return found[0], found[1:]
+
+    advi_steps(logp_grad, rows, noise, solver, learning_rate, momentum, decay, epsilon, n_steps, phi, state, losses)
+
+
+@_quiet
+def metropolis_mixture_steps(
+    x, noise, thresholds, scales, whitener, concentration, prior, theta, terms, draws, logps, accepted
+):
+    """Walk at random over the posterior of `mixture_model_logp_grad`, a sweep over the blocks of theta a step.
+
+    Blocks are the sticks, then each component's mean, then each one's log-stds. A block moves by `noise` (steps, P),
+    standard normal, times its entry of `scales`, where the log-density grows by more than minus the entry of
+    `thresholds` (steps, blocks), standard exponential (Metropolis et al. 1953). `theta` is moved on, `draws`
+    (steps, P) and `logps` (steps,) get what it comes to, `accepted` (blocks,) counts moves: none of an
+    empty block. `terms` (K + 2, m) is room to work in, m the next multiple of 64 from n on.
+    """
+    n_components, n_dims = len(concentration), x.shape[1]
+    sizes = [n_components - 1, *[n_dims] * ((len(theta) - n_components + 1) // n_dims)]
+    ends = np.cumsum(sizes)
+
+    def logp(theta):
+        sticks, means, log_stds = _model_parameters(theta, n_components, n_dims)
+        log_weights, _ = _stick_breaking(sticks)
+        by_component, _ = _model_terms(x, whitener, means, log_stds)
+        likelihood = np.sum(logsumexp(by_component + log_weights, axis=1))
+        return likelihood + _log_prior(prior, concentration, log_weights, means, log_stds) + prior[CONSTANT]
+
+    current = logp(theta)
+    for step in range(len(noise)):
+        for block, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            if size == 0:
+                continue
+            moved = theta.copy()
+            moved[end - size : end] += scales[block] * noise[step, end - size : end]
+            value = logp(moved)
+            if value - current > -thresholds[step, block]:
+                theta[:], current = moved, value
+                accepted[block] += 1
+        draws[step], logps[step] = theta, current

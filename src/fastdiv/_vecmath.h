@@ -175,6 +175,14 @@ static inline double fastdiv_log_normal(double x)
          + (f - (half_square - (s * (half_square + z * remainder) + k * 1.90821492927058770002e-10)));
 }
 
+/* A normal positive number as a factor between 1 and 2 and a power of 2, which is added to the exponent. */
+static inline double fastdiv_split(double x, int64_t *exponent)
+{
+    uint64_t bits = fastdiv_to_bits(x);
+    *exponent += (int64_t)(bits >> 52) - 1023;
+    return fastdiv_from_bits((bits & UINT64_C(0x000fffffffffffff)) | UINT64_C(0x3ff0000000000000));
+}
+
 static inline float fastdiv_log_normalf(float x)
 {
     const uint32_t ROOT_HALF = UINT32_C(0x3f3504f3);

@@ -464,7 +464,8 @@ FIGURES_CAPTION = """S1: p = N(1, 1²), q = N(0, 2²), and a network 1-10-20-1 f
 S2: p = N((1, 4), I), q = N((−3, 2), 2.5² I).
 S3: p = ½ N(4, .75²) + ½ N(6, .75²), q = N(5, 1²), 1000 points.
 S4: p = .4 N(−1, .75²) + .6 N(4, .5²), q = N(0, 1); of densities what is published is the closed form.
-Fits: of N(μ, σ²) to p and to the posterior of a coin, by its log-odds, after 0, 1, 1, 0, 0; published in float64."""
+Fits: of N(μ, σ²) to p and to the posterior of a coin, by its log-odds, after 0, 1, 1, 0, 0; published in float64.
+S5: a Bayesian mixture of two Gaussians and 100 rows; ± is the posterior's standard deviation."""
 
 
 def _figures():
@@ -498,6 +499,7 @@ def _figures():
     yield "S4", "  10⁶ draws", "4.5453", kl_divergence(p, q, method="monte-carlo", n=10**6, rng=rng)
     yield from _constrained_figures()
     yield from _fitted_figures(p)
+    yield from _posterior_figures()
 
 
 def _constrained_figures():
@@ -542,8 +544,32 @@ def _fitted_figures(p):
         if direction == "mass-covering":
             whole = fit_kl(target, direction=direction).distribution
             yield "S4", "  σ, whole line", "2.5248762", Estimate(whole.scale, error=1e-15)
-    yield "S4", "evidence on (−4, 4)", "-4.094458", log_evidence(coin, bounds=(-4, 4), num=500)
+    yield "S4", "log evidence, (−4, 4)", "-4.094458", log_evidence(coin, bounds=(-4, 4), num=500)
     yield "S4", "  whole line", "-4.094345", log_evidence(coin)
+
+
+def _posterior_figures():
+    """Yield those of the Bayesian mixture: its published rows, a Gaussian fitted to its posterior, draws from it."""
+    from .mcmc import metropolis
+    from .mixture_model import MixtureModel
+    from .svi import advi
+
+    rng = np.random.RandomState(123)
+    labels = np.argmax([rng.multinomial(1, (0.2, 0.8)) for _ in range(100)], axis=1)
+    rows = [[rng.multivariate_normal(mean, np.eye(2)) for _ in range(100)] for mean in ([-1, -1.5], [1, 1])]
+    model = MixtureModel(np.where(labels[:, None] == 0, *rows), 2, concentration=0.1)
+    fit = advi(model, 5000, rng=SEED)
+    chains = metropolis(model, rng=SEED).relabel().samples
+    for draws, method, published in (
+        (fit.draws(10_000, rng=SEED), "ADVI", ("0.866", "0.821")),
+        ({name: np.concatenate(values) for name, values in chains.items()}, "Metropolis", ("0.858", "0.816")),
+    ):
+        larger = np.argmax(draws["weights"].mean(axis=0))
+        parts = {"larger weight": draws["weights"][:, larger], "its mean": draws["means"][:, larger, 0]}
+        for (name, values), figure in zip(parts.items(), published, strict=True):
+            yield "S5", f"{name}, {method}", figure, Estimate(values.mean(), error=values.std(), method="posterior")
+    losses = fit.losses[-1000:]
+    yield "S5", "ADVI's loss", "321.6", Estimate(losses.mean(), error=losses.std() / math.sqrt(1000), method="advi")
 
 
 def _demo_figures():
@@ -565,8 +591,10 @@ def _speed_calls():
     """Return calls of every kernel family, by name."""
     from ._logsumexp import logsumexp
     from .logistic import LogisticRatioClassifier
+    from .mixture_model import MixtureModel
     from .networks import MLPRatioClassifier
     from .quadrature import trapezoid_kl
+    from .svi import advi
 
     n, columns, k = 100_000, 10, 8
     rng = np.random.default_rng(SEED)
@@ -576,6 +604,7 @@ def _speed_calls():
     diagonal = Mixture(weights, means, np.sqrt(variances))
     full = Mixture(weights, means, covs=variances[:, None] * np.eye(columns) + 0.5)
     y = X[:, 0] + rng.normal(size=n) > 0
+    posterior = MixtureModel(X[:100, :2], 2)
     return {
         "mixture log-density": lambda: p.logpdf(x),
         "diagonal covariance": lambda: diagonal.logpdf(X),
@@ -584,6 +613,7 @@ def _speed_calls():
         "trapezoid KL": lambda: trapezoid_kl(p, q, n),
         "Monte-Carlo KL": lambda: kl_divergence(p, q, method="monte-carlo", n=n, rng=SEED),
         "logistic ratio, n/10": lambda: LogisticRatioClassifier(random_state=SEED).fit(X[: n // 10], y[: n // 10]),
+        "ADVI, 100 rows": lambda: advi(posterior, 900, rng=SEED),
         "network, 5 passes": lambda: MLPRatioClassifier(max_iter=5, random_state=SEED).fit(X, y),
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import closed_form, montecarlo, quadrature
 from ._arrays import as_count, as_rng
 from ._backend import kernels
-from .distributions import midpoint
+from .distributions import Mixture, midpoint
 from .estimate import Estimate
 from .families import check_distributions
 
@@ -50,6 +50,8 @@ def _without_formula(method, p, bounds, num):
 
 def _reaches_beyond(p, q):
     """Whether p has mass where q has none, going by their supports."""
+    if isinstance(q, Mixture):
+        return False
     (low_p, high_p), (low_q, high_q) = p.support, q.support
     return bool(np.any(low_p < low_q) or np.any(high_p > high_q))
 

@@ -29,7 +29,7 @@ MIN_NODES, MAX_NODES = 1 << 8, 1 << 20
 # In search of where a density is: so many points, and how often they close in on it.
 N_LOOKED_AT, MAX_ZOOMS = 2049, 60
 # Nats below the largest term at which terms count 0, and at which the ends of the line ought to be.
-DEPTH, SLIGHT = 100.0, 20.0
+DEPTH, SLIGHT = 100.0, 15.0
 # The trapezoid rule for q takes so many standard deviations to either side of a mean.
 REACH_OF_GRID = 4.0
 # Of a central difference, in units of the distance over which the function changes: the cube root of the rounding.
@@ -154,7 +154,7 @@ def nodes_of(target, log_density, n, rng):
     """Return weighted points of the target, (n, D) and (n,), for expectations under it."""
     if isinstance(target, Mixture):
         means, factors = target.means.reshape(target.n_components, -1), factors_of(target)
-        z, mass = normal_nodes(n, means.shape[1], rng)
+        z, mass = normal_nodes(n if means.shape[1] == 1 else -(-n // len(means)), means.shape[1], rng)
         x = (means[:, None] + z @ factors.mT).reshape(-1, means.shape[1])
         return x, np.outer(target.weights, mass).ravel()
     if not target.event_shape:

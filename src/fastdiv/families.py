@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ._arrays import as_float_array, as_rng
 from ._backend import kernels
-from .distributions import Distribution, Mixture, MultivariateNormal, Normal, as_shape
+from .distributions import LEVELS, Distribution, Mixture, MultivariateNormal, Normal, as_shape
 
 if TYPE_CHECKING:
     from typing import Any
@@ -47,7 +48,11 @@ class Wrapped(Distribution):
     @cached_property
     def landmarks(self):
         """Points around which the density changes: none where there is nothing to find them by."""
-        return super().landmarks if hasattr(self, "quantile") or self._draw else np.empty(0)
+        if hasattr(self, "quantile"):
+            # Solvers may fail in the tails. Landmarks are hints, and the mass tells where they mislead.
+            with suppress(ValueError, ArithmeticError, RuntimeError):
+                return super().landmarks
+        return np.empty(0) if self._draw is None else np.quantile(self.sample(999, rng=0), LEVELS)
 
     def _points(self, x):
         x = as_float_array(x, "x")
@@ -150,15 +155,14 @@ def _mixture(weights, means, stds=None, covs=None):
     return Mixture(weights / weights.sum(), means, stds, covs=covs)
 
 
-def _from_scipy(obj, name):
+def _from_scipy(obj, stats):
     """Return the Gaussians of `scipy.stats` as ours, None for anything else."""
-    stats = sys.modules["scipy.stats"]
     if isinstance(getattr(obj, "dist", None), type(stats.norm)):
         return Normal(*obj.args, **obj.kwds)
     if isinstance(obj, stats.Normal):
         return Normal(obj.mu, obj.sigma)
     if isinstance(obj, stats.Mixture):
-        parts = [_from_scipy(part, name) for part in obj.components]
+        parts = [_from_scipy(part, stats) for part in obj.components]
         if all(isinstance(part, Normal) for part in parts):
             return _mixture(obj.weights, [part.loc for part in parts], [part.scale for part in parts])
     if isinstance(obj, stats.gaussian_kde):
@@ -325,7 +329,8 @@ def as_distribution(obj: Any, support: tuple[float, float] | tuple[ArrayLike, Ar
     Distribution
         A `Normal`, `MultivariateNormal` or `Mixture` where `obj` is Gaussian or a mixture of Gaussians, so that
         kernels and closed forms apply. Any other has `logpdf`, in float64 unless `obj` gives float32, `pdf`,
-        `pdf_derivative`, `sample` and `support`, and a `score` by numerical differentiation, to about 1e-9, or torch's.
+        `pdf_derivative`, `sample` and `support`, and a `score`: torch's, or by numerical differentiation, to about 1e-9
+        where the log-density is exact to float64.
 
     Raises
     ------
@@ -357,24 +362,14 @@ def _as_distribution(obj, name, support=None):
         if support is not None:
             raise TypeError(f"support is for a log-density without one, got {name}={obj!r} with its own")
         return obj
-    root = type(obj).__module__.partition(".")[0]
-    found = None
-    if "scipy.stats" in sys.modules:
-        stats = sys.modules["scipy.stats"]
-        if isinstance(obj, stats.rv_continuous):
-            if obj.shapes:
-                raise TypeError(f"{name} must be frozen, got scipy.stats.{obj.name} without {obj.shapes}")
-            obj = obj()
-        found = _from_scipy(obj, name)
-    if found is None and root == "sklearn" and type(obj).__name__ == "GaussianMixture":
-        found = _from_sklearn(obj)
-    if found is None and hasattr(obj, "log_prob") and hasattr(obj, "batch_shape"):
-        found = _from_torch(obj, name)
-    if found is None and not isinstance(obj, type):
-        if any(base.__name__ == "DiscreteDistribution" for base in type(obj).__mro__):
-            raise TypeError(f"{name} must have a density, got a discrete {type(obj).__name__}")
-        if hasattr(obj, "logpdf") or hasattr(obj, "log_prob") or (callable(obj) and support is not None):
-            found = _by_methods(obj, name, support)
+    stats = sys.modules.get("scipy.stats")
+    if stats is not None and isinstance(obj, stats.rv_continuous):
+        if obj.shapes:
+            raise TypeError(f"{name} must be frozen, got scipy.stats.{obj.name} without {obj.shapes}")
+        obj = obj()
+    found = None if support is not None else _recognised(obj, name, stats)
+    if found is None and _has_density(obj, support):
+        found = _by_methods(obj, name, support)
     if found is None:
         hint = " (of a function, give the support to as_distribution)" if callable(obj) else ""
         raise TypeError(
@@ -382,6 +377,26 @@ def _as_distribution(obj, name, support=None):
             f"got {type(obj).__name__}{hint}"
         )
     return found
+
+
+def _recognised(obj, name, stats):
+    if stats is not None and (found := _from_scipy(obj, stats)) is not None:
+        return found
+    if type(obj).__name__ == "GaussianMixture" and type(obj).__module__.startswith("sklearn."):
+        return _from_sklearn(obj)
+    if hasattr(obj, "log_prob") and hasattr(obj, "batch_shape"):
+        return _from_torch(obj, name)
+    return None
+
+
+def _has_density(obj, support):
+    bases = {base.__name__ for base in type(obj).__mro__}
+    # Points of the other multivariate ones are not rows, or not on all of space.
+    if "DiscreteDistribution" in bases or ("multi_rv_frozen" in bases and "multivariate_t_frozen" not in bases):
+        return False
+    if isinstance(obj, type):
+        return False
+    return hasattr(obj, "logpdf") or hasattr(obj, "log_prob") or (callable(obj) and support is not None)
 
 
 def check_distributions(**distributions):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
-from functools import cache
 from numbers import Integral
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +12,9 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from sklearn.model_selection import KFold
 from sklearn.utils import ClassifierTags, check_random_state
-from threadpoolctl import ThreadpoolController
 
 from ._arrays import as_count, as_float_array
-from ._backend import map_blocks
+from ._backend import map_blocks, one_blas_thread
 from .distributions import Mixture
 from .estimate import warn_of_accuracy
 from .ratio import RatioEstimator, _as_checked_array, _as_matrix, _naming
@@ -490,31 +486,6 @@ class KLIEPRatio(KernelRatio):
 
     def _diagnostics(self):
         return super()._diagnostics() | {"converged": self.converged_}
-
-
-@cache
-def _controller():
-    return ThreadpoolController()
-
-
-_limits_blas = Lock()
-
-
-@contextmanager
-def one_blas_thread():
-    """Keep BLAS to this thread: its own threads win nothing on blocks, and wait for each other on a busy machine.
-
-    The limit is the process's. A second thread that came in now and left later would put back what it had found, so
-    it leaves the limit alone.
-    """
-    if not _limits_blas.acquire(blocking=False):
-        yield
-        return
-    try:
-        with _controller().limit(limits=1, user_api="blas"):
-            yield
-    finally:
-        _limits_blas.release()
 
 
 def _grid(values, name):

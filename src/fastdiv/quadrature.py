@@ -39,6 +39,8 @@ UNDERFLOWN, LOG_SMALLEST = 1e-20, -745.0
 MASS_ERROR = 1e-6
 # A tail that falls off more slowly than exp(-this z) is taken for one that does not, 1 / x in x.
 SLOWEST_TAIL = 1e-6
+# A gap in a density is wider than this in z; less is what rounding makes of one point.
+LEAST_GAP = 1e-9
 # The share of an integral that may lie where float64 cannot see it.
 MAX_TAIL = 1e-3
 # More panels than this that have not converged are those of noise.
@@ -263,9 +265,12 @@ def integrate(
     way = _integrate_mixtures if isinstance(p, Mixture) and (q is None or isinstance(q, Mixture)) else _integrate_any
     value, error, n_evaluations, converged, diagnostics = way(p, q, *ends, rtol, backend)
     if not converged:
-        masses = ", ".join(f"the mass of {name} is {total:.8g}" for name, total in diagnostics.get("mass", {}).items())
         message = f"quadrature did not converge to rtol={rtol}; its error is about {error:.2g}"
-        warn_of_accuracy(f"{message}; {masses}" if masses else message)
+        for name, total in diagnostics.get("mass", {}).items():
+            message += f"; the mass of {name} is {total:.8g}"
+        if diagnostics.get("underflow"):
+            message += "; the density of q underflows where p has mass"
+        warn_of_accuracy(message)
     if bounds is not None:
         whole = integrate(p, q, rtol, backend=backend)
         error += _distance(value, whole) + whole.error
@@ -375,7 +380,7 @@ def _carried(low, high, marks):
     return to_x, lambda x: np.arcsinh((x - middle) / scale), (-reach, reach)
 
 
-class _Carried:
+class _OnZ:
     """A density carried to z, and the panels of z between its landmarks."""
 
     def __init__(self, p, backend):
@@ -398,6 +403,8 @@ class _Carried:
         self.n_evaluations += len(z)
         x, log_slope, distances = self.to_x(z)
         log_p = self.p.logpdf(x, backend=self.backend)
+        # Far out formulas overflow to NaN. Were it not far out, mass would be missing.
+        log_p = np.where(np.isnan(log_p), np.array(-np.inf, log_p.dtype), log_p)
         weight = np.exp(log_p + log_slope)
         return x, np.where(weight > 0, log_p, 0.0), weight, np.finfo(log_p.dtype).eps * (4 + distances)
 
@@ -410,7 +417,10 @@ class _Carried:
         """Return the integral of the density and its error, in finer panels while some of it is missing."""
         while True:
             total, error, _, _ = _adaptive(self.density, self.edges, rtol)
-            error += sum(np.abs(self.beyond(self.density)))
+            beyond = self.beyond(self.density)
+            if -math.inf in beyond:
+                return math.inf, 0.0
+            error += np.sum(beyond)
             if not 1 - total > error + MASS_ERROR or 8 * len(self.edges) > 2 * MAX_PANELS:
                 return float(total), float(error)
             self.edges = np.interp(np.arange(8 * len(self.edges) - 7) / 8, np.arange(len(self.edges)), self.edges)
@@ -421,10 +431,11 @@ class _Carried:
         That is -inf where it does not although the points next to the end are exact, so that the integral is infinite.
         """
         rest = []
-        for end, inward in zip(self.reach, (6.0, -6.0), strict=True):
-            last, before = np.abs(integrand(end + np.array([0, inward]))[0])
+        for end, inward in zip(self.reach, (1, -1), strict=True):
+            last, *before = np.abs(integrand(end + inward * np.array([0.0, 6.0, 12.0]))[0])
             exact = self.to_x(np.array([end]))[2][0] < 1e6
-            rate = math.log(before / last) / 6 if last > SMALLEST else math.inf
+            # Of two rates the larger, since the integrand may pass through 0.
+            rate = np.max(np.log(before / last) / [6.0, 12.0]) if last > SMALLEST else math.inf
             if rate > (SLOWEST_TAIL if exact else 0.05):
                 rest.append(2 * last / rate)
             else:
@@ -439,21 +450,21 @@ def _integrate_any(p, q, lower, upper, rtol, backend):
     In z poles at the ends of the support and heavy tails fall off exponentially. What lies beyond the ends of z is in
     the error, and so is what the densities' masses lack of 1.
     """
-    carried = _Carried(p, backend)
+    carried = _OnZ(p, backend)
     masses = {}
-    for name, part in (("p", carried), ("q", None if q is None else _Carried(q, backend))):
+    for name, part in (("p", carried), ("q", None if q is None else _OnZ(q, backend))):
         if part is not None and not isinstance(part.p, Mixture | Midpoint):
             masses[name] = part.mass(rtol)
+
+    counted = UNDERFLOWN
 
     def integrand(z):
         x, log_p, weight, unit = carried.evaluate(z)
         log_q = np.zeros(len(z)) if q is None else q.logpdf(x, backend=backend)
-        # Densities that underflow are not yet 0.
         unit = np.maximum(unit, 4 * np.finfo(log_q.dtype).eps)
-        log_q = np.where((log_q == -math.inf) & (weight < UNDERFLOWN), LOG_SMALLEST, log_q)
-        return np.where(weight > 0, weight * (log_p - log_q), 0.0), np.where(
-            weight > 0, unit * weight * (1 + np.abs(log_p) + np.abs(log_q)), 0.0
-        )
+        log_q = np.where(~(log_q > -math.inf) & (weight < counted), LOG_SMALLEST, log_q)
+        log_q = np.where(weight > 0, log_q, 0.0)
+        return weight * (log_p - log_q), unit * weight * (1 + np.abs(log_p) + np.abs(log_q))
 
     ends = carried.to_z(np.clip([lower, upper], *p.support))
     edges = carried.within(carried.edges, *ends)
@@ -464,18 +475,45 @@ def _integrate_any(p, q, lower, upper, rtol, backend):
     if len(edges) < 2:
         return 0.0, 0.0, carried.n_evaluations, True, {}
     value, error, _, converged = _adaptive(integrand, edges, rtol)
+    zeros, underflow = _zeros(q, carried.to_x, edges) if q is not None and value == math.inf else (True, False)
+    if not zeros:
+        # Rounding has put a point onto a single one at which q is 0.
+        counted = math.inf
+        value, error, _, converged = _adaptive(integrand, edges, rtol)
     # Towards a pole the panels that are left halve the rest only in two steps.
     error = error if converged else 4 * error
     beyond = carried.beyond(integrand)[[ends[0] < carried.reach[0], ends[1] > carried.reach[1]]]
-    n_evaluations = carried.n_evaluations
+    normalised = all(abs(1 - total) <= mass_error + MASS_ERROR for total, mass_error in masses.values())
+    diagnostics = {"mass": {name: total for name, (total, _) in masses.items()}}
     if value == math.inf or -math.inf in beyond:
-        return math.inf, math.inf, n_evaluations, True, {}
+        diagnostics["underflow"] = underflow
+        return math.inf, math.inf, carried.n_evaluations, normalised and not underflow, diagnostics
     error += np.sum(beyond)
-    for total, mass_error in masses.values():
-        # What mass that was not found would have brought is not known.
-        error += abs(1 - total) * (1 + abs(value)) if abs(1 - total) <= mass_error + MASS_ERROR else math.inf
+    if normalised:
+        error += sum(abs(1 - total) for total, _ in masses.values()) * (1 + abs(value))
+    else:
+        # What the mass that was not found would have brought is not known.
+        error = math.inf
     converged &= error < math.inf and np.sum(beyond) <= MAX_TAIL * abs(value)
-    return value, error, n_evaluations, converged, {"mass": {name: total for name, (total, _) in masses.items()}}
+    return value, error, carried.n_evaluations, converged, diagnostics
+
+
+def _zeros(q, to_x, edges):
+    """Return whether a density is 0 between points, and whether it underflows to that: its logarithm is not -inf."""
+
+    def is_zero(z):
+        return q.logpdf(to_x(z)[0]) == -np.inf
+
+    z = np.interp((np.arange(64 * len(edges) - 64) + 0.5) / 64, np.arange(len(edges)), edges)
+    zero = is_zero(z)
+    jumps = np.flatnonzero(zero[1:] != zero[:-1])
+    inside, outside = (np.where(zero[jumps] == side, z[jumps], z[jumps + 1]) for side in (False, True))
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        beyond = is_zero(middle)
+        inside, outside = np.where(beyond, inside, middle), np.where(beyond, middle, outside)
+    width = np.sum(zero * np.repeat(np.diff(edges) / 64, 64))
+    return width > LEAST_GAP, bool(np.any(q.logpdf(to_x(inside)[0]) < 0.9 * LOG_SMALLEST))
 
 
 def _halved(integrand, lower, upper, intervals, rtol):

@@ -190,6 +190,11 @@ class Transform:
         float or ndarray, of the shape of `x`
             The Jacobian's transpose times `gradient`.
 
+        Raises
+        ------
+        ValueError
+            If `gradient` has not the shape of y.
+
         Examples
         --------
         >>> from fastdiv import transforms
@@ -197,6 +202,13 @@ class Transform:
         np.float64(3.0)
         """
         gradient = as_float_array(gradient, "gradient")
+        shape = self._points(x, "x", False).shape
+        if self.event_dim:
+            shape = (*shape[:-1], *self._shape(shape[-1:]))
+        try:
+            gradient = np.broadcast_to(gradient, shape)
+        except ValueError:
+            raise ValueError(f"gradient must have the shape of y, {shape}, got {gradient.shape}") from None
         return self._at(x, "x", lambda x: self._pullback(x, gradient))
 
     @property
@@ -268,7 +280,7 @@ def _parameter(value, name):
     return array
 
 
-def _parameters(**parameters):
+def _checked(**parameters):
     """Return numbers or arrays of one shape (D,)."""
     arrays = [_parameter(value, name) for name, value in parameters.items()]
     try:
@@ -311,7 +323,7 @@ class Interval(Transform):
     """
 
     def __init__(self, a: ArrayLike, b: ArrayLike) -> None:
-        a, b = _parameters(a=a, b=b)
+        a, b = _checked(a=a, b=b)
         if not np.all(a < b):
             raise ValueError(f"a must be less than b, got a={a.tolist()} and b={b.tolist()}")
         with np.errstate(over="ignore"):
@@ -323,16 +335,15 @@ class Interval(Transform):
     def _parameters(self):
         return self.codomain
 
-    def _over_kinds(self, function, x, *others):
+    def _over_kinds(self, function, x):
         """Return a function of x, of whether a and of whether b is finite, and of a and b, at each coordinate."""
         bounded = np.isfinite(self.a), np.isfinite(self.b)
         if self._columns is None:
-            return function(x, *bounded, self.a, self.b, *others)
+            return function(x, *bounded, self.a, self.b)
         out = np.empty(x.shape)
         for kind in {*zip(*(ends.tolist() for ends in bounded), strict=True)}:
             chosen = (bounded[0] == kind[0]) & (bounded[1] == kind[1])
-            ends = self.a[chosen], self.b[chosen]
-            out[..., chosen] = function(x[..., chosen], *kind, *ends, *(other[..., chosen] for other in others))
+            out[..., chosen] = function(x[..., chosen], *kind, self.a[chosen], self.b[chosen])
         return out
 
     def _forward(self, x):
@@ -359,8 +370,8 @@ class Interval(Transform):
 
 def _interval_forward(x, above, below, a, b):
     if above and below:
-        # Exact to rounding at either end, if that is 0; the sum may round to beyond an end.
-        return np.clip(a * expit(-x) + b * expit(x), a, b)
+        distance = (b - a) * expit(-np.abs(x))
+        return np.where(x < 0, a + distance, b - distance)
     return a + np.exp(x) if above else b - np.exp(-x) if below else x
 
 
@@ -447,7 +458,7 @@ class Affine(Transform):
     codomain = (-np.inf, np.inf)
 
     def __init__(self, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> None:
-        loc, scale = _parameters(loc=loc, scale=scale)
+        loc, scale = _checked(loc=loc, scale=scale)
         for name, array in (("loc", loc), ("scale", scale)):
             if not np.all(np.isfinite(array)):
                 raise ValueError(f"{name} must be finite, got {array.tolist()}")
@@ -826,8 +837,8 @@ class Transformed(Distribution):
 
     Notes
     -----
-    At an end of the support the density is its limit; in D dimensions there is none on the boundary. `cdf` and
-    `quantile` are there on the line where the base has them.
+    At an end of the support the density is its limit, and the score that of a point close by; in D dimensions there is
+    no density on the boundary. `cdf` and `quantile` are there on the line where the base has them.
 
     Where an `Interval` undone carries the base's whole support to the line, as by `unconstrain`, tails are right also
     where a point of the interval rounds to its end: there the density goes on as a power of the distance from the end.
@@ -847,7 +858,7 @@ class Transformed(Distribution):
         (self.base,) = check_distributions(base=base)
         self.transform = checked_transform(transform, "transform")
         self.event_shape = transform._shape(self.base.event_shape)
-        ends = self.base.support
+        ends = tuple(self.base.support)
         if not (np.all(ends[0] >= transform.domain[0]) and np.all(ends[1] <= transform.domain[1])):
             raise ValueError(
                 f"base must have its support in the transform's domain, {transform.domain}, got the support {ends}"
@@ -943,7 +954,8 @@ class Transformed(Distribution):
             for end, inwards in self._finite_ends():
                 if np.any(y == end):
                     # As far from the end as lets both rounding and the way from there be small.
-                    near = end + inwards * KNOWN_SCORE[0] * abs(self.transform.forward(0.0) - end)
+                    scale = abs(np.median(self.landmarks) - end) if len(self.landmarks) else 1.0
+                    near = end + inwards * KNOWN_SCORE[0] * scale
                     at_end = np.where(density == np.inf, -np.inf * inwards, self._interior_score(near, backend))
                     out = np.where(y == end, at_end, out)
         density = density[..., None] if self.event_shape else density

@@ -43,7 +43,7 @@ DIRECTIONS = ("mode-seeking", "mass-covering")
 METHODS = ("gradient", "brute")
 COVARIANCES = ("full", "diag")
 # Levels of refinement on the line, and the nodes in D dimensions that minima are looked for with.
-N_LEVELS, COARSE_NODES = 7, 1 << 9
+N_LEVELS, COARSE_NODES = 7, 1 << 10
 # A fit is done where the gradient is below this, in units of its own standard deviations, and doubtful over the other.
 GRADIENT_TOLERANCE = 1e-9
 DOUBTFUL_GRADIENT = 1e-6
@@ -53,7 +53,8 @@ SAME = 1e-3
 FARTHEST = 200.0
 # Up to so many parameters Newton's method ends a fit, and its curvature is looked at.
 MAX_NEWTON = 60
-N_STARTS = 8
+N_STARTS, MAX_REFINED = 8, 3
+MAX_STEPS, MAX_SADDLES = 500, 3
 N_DRAWS = 1 << 12
 # Points of the grid's Gaussians in a block.
 BLOCK_POINTS = 1 << 16
@@ -107,7 +108,8 @@ class _Family:
     """Mixtures of K Gaussians in D dimensions as vectors of numbers about one of them, for which these are all 0.
 
     Component k has mean m + L a and Cholesky factor L B, with the m and L that it starts from: so the numbers, a and
-    the entries of B, on the diagonal their logarithms, do not depend on units.
+    the entries of B, on the diagonal their logarithms, do not depend on units. The rest are the changes of the weights'
+    log-ratios to the last one.
     """
 
     def __init__(self, start, covariance):
@@ -118,7 +120,7 @@ class _Family:
         k, d = self.means.shape
         self.rows, self.columns = np.tril_indices(d) if covariance == "full" else np.diag_indices(d)
         self.sizes = np.cumsum([k * d, k * len(self.rows)])
-        self.n_parameters = int(self.sizes[-1]) + (k if k > 1 else 0)
+        self.n_parameters = int(self.sizes[-1]) + k - 1
 
     def unpack(self, theta):
         """Return log weights (K,), means (K, D) and Cholesky factors (K, D, D), and the B of these."""
@@ -131,7 +133,7 @@ class _Family:
         inner[:, self.rows, self.columns] = entries.reshape(k, -1)
         diagonal = np.einsum("kii->ki", inner)
         diagonal[...] = np.exp(diagonal)
-        log_weights = self.log_weights + (logits if len(logits) else 0.0)
+        log_weights = self.log_weights + np.append(logits, 0.0)
         log_weights = log_weights - np.logaddexp.reduce(log_weights)
         return log_weights, means, self.factors @ inner, inner
 
@@ -141,10 +143,8 @@ class _Family:
         by_shift = np.einsum("kji,kj->ki", self.factors, by_means)
         by_inner = self.factors.mT @ by_factors
         np.einsum("kii->ki", by_inner)[...] *= np.einsum("kii->ki", inner)
-        parts = [by_shift.ravel(), by_inner[:, self.rows, self.columns].ravel()]
-        if len(log_weights) > 1:
-            parts.append(by_log_weights - np.exp(log_weights) * np.sum(by_log_weights))
-        return np.concatenate(parts)
+        by_logits = by_log_weights - np.exp(log_weights) * np.sum(by_log_weights)
+        return np.concatenate([by_shift.ravel(), by_inner[:, self.rows, self.columns].ravel(), by_logits[:-1]])
 
     def distribution(self, theta):
         """Return the distribution with these parameters."""
@@ -185,9 +185,9 @@ def _log_density(x, weights_of_x, log_weights, means, factors):
 def _mode_seeking(family, log_density, score, z, mass):
     """Return the function theta -> KL(q || target) and its gradient, expectations taken on nodes of N(0, I).
 
-    The nodes, (n, D), move with q: x = mean + factor z. So the gradient has a part by the way of x, and one by log q
-    at fixed x; that of the mean of log q at fixed x would be 0 without discretisation, which is kept all the same, so
-    that it is the gradient of the number that is minimised.
+    The nodes, (n, D), move with q: x = mean + factor z. On the line derivatives are moments of log q - log p in z
+    (Opper & Archambeau 2009, equations 8 and 9): they ask for no derivative of p, nor that it has one. In D dimensions
+    they go by way of the score, and what log q at fixed x adds is kept, for on these nodes it is not quite 0.
     """
 
     def objective(theta):
@@ -195,13 +195,19 @@ def _mode_seeking(family, log_density, score, z, mass):
         weights = np.exp(log_weights)
         x = (means[:, None] + z @ factors.mT).reshape(-1, z.shape[1])
         weights_of_x = np.outer(weights, mass).ravel()
-        scales_of_x = np.repeat(np.linalg.norm(factors, axis=2), len(z), axis=0)
-        log_q, score_q, parts = _log_density(x, weights_of_x, log_weights, means, factors)
-        terms = weights_of_x * (log_q - log_density(x))
-        by_x = (weights_of_x[:, None] * (score_q - score(x, scales_of_x))).reshape(len(weights), *z.shape)
-        by_log_weights = parts[0] + terms.reshape(len(weights), -1).sum(axis=1)
-        by_factors = parts[2] + by_x.mT @ z
-        return np.sum(terms), family.gradient(theta, by_log_weights, parts[1] + by_x.sum(axis=1), by_factors)
+        log_q, score_q, (by_log_weights, by_means, by_factors) = _log_density(
+            x, weights_of_x, log_weights, means, factors
+        )
+        terms = (weights_of_x * (log_q - log_density(x))).reshape(len(weights), -1)
+        if z.shape[1] == 1:
+            by_means = terms @ z / factors[:, 0]
+            by_factors = (terms @ (z**2 - 1) / factors[:, 0])[:, None]
+        else:
+            scales_of_x = np.repeat(np.linalg.norm(factors, axis=2), len(z), axis=0)
+            by_x = (weights_of_x[:, None] * (score_q - score(x, scales_of_x))).reshape(len(weights), *z.shape)
+            by_means, by_factors = by_means + by_x.sum(axis=1), by_factors + by_x.mT @ z
+        by_log_weights = by_log_weights + terms.sum(axis=1)
+        return np.sum(terms), family.gradient(theta, by_log_weights, by_means, by_factors)
 
     return objective
 
@@ -217,11 +223,11 @@ def _mass_covering(family, x, weights_of_x):
     return objective
 
 
-def _descend(objective, theta):
+def _descend(objective, theta, thorough):
     """Return a local minimum, its value and the largest entry of its gradient, and the points on the way.
 
-    BFGS, then Newton's method (MINPACK's hybrid) on the gradient, which reaches zeros that a search by values, at
-    rounding of these, does not. A saddle is left along its axis of most negative curvature.
+    BFGS, and if it has to be `thorough` then Newton's method (MINPACK's hybrid) on the gradient, which reaches zeros
+    that a search by values, at rounding of these, does not. A saddle is left along its axis of most negative curvature.
     """
     from scipy.optimize import approx_fprime, minimize, root
 
@@ -236,16 +242,19 @@ def _descend(objective, theta):
     def gradient(theta):
         return guarded(theta)[1]
 
+    def steps(x):
+        path.append(x.copy())
+
     path = []
-    for _ in range(3):
-        theta = minimize(guarded, theta, jac=True, method="BFGS", callback=lambda x: path.append(x.copy())).x
-        if len(theta) > MAX_NEWTON:
+    for _ in range(MAX_SADDLES):
+        theta = minimize(guarded, theta, jac=True, method="BFGS", callback=steps, options={"maxiter": MAX_STEPS}).x
+        if not thorough or len(theta) > MAX_NEWTON:
             break
-        before, by_theta = guarded(theta)
-        found = root(gradient, theta, tol=1e-14)
-        after, at_root = guarded(found.x)
-        if np.abs(at_root).max() < np.abs(by_theta).max() and after <= before + 1e-9 * (1 + abs(before)):
-            theta = found.x
+        found = root(gradient, theta, tol=1e-14, options={"maxfev": 50 + 10 * len(theta)}).x
+        # Another zero would be farther off.
+        near = np.abs(found - theta).max() < 0.1
+        if near and np.abs(gradient(found)).max() < np.abs(gradient(theta)).max():
+            theta = found
             path.append(theta)
         curvature, axes = np.linalg.eigh(_symmetric(approx_fprime(theta, gradient)))
         if curvature[0] > -1e-4 * np.abs(curvature).max():
@@ -348,28 +357,29 @@ class _Minimum:
     norm: float
     path: tuple[Mixture, ...]
 
-    def descended(self, objectives, covariance, n):
+    def descended(self, objectives, covariance, n, thorough=True):
         """Return the minimum that this leads to with nodes as many as `n`."""
         family = _Family(self.distribution, covariance)
-        theta, value, norm, path = _descend(objectives(family, n), np.zeros(family.n_parameters))
+        theta, value, norm, path = _descend(objectives(family, n), np.zeros(family.n_parameters), thorough)
         return _Minimum(family.distribution(theta), value, norm, self.path + tuple(map(family.distribution, path)))
 
     def refined(self, objectives, covariance, levels):
-        """Return the minimum with more and more nodes, until the gradient there stays 0 with the next level's."""
-        minimum = self
+        """Return the minimum with more and more nodes, until the next level's gradient is 0 there, or no larger."""
+        minimum, before = self, 0.0
         for n in levels:
             family = _Family(minimum.distribution, covariance)
             value, gradient = objectives(family, n)(np.zeros(family.n_parameters))
             minimum = _Minimum(minimum.distribution, value, np.abs(gradient).max(), minimum.path)
-            if minimum.norm < GRADIENT_TOLERANCE:
+            if minimum.norm < max(GRADIENT_TOLERANCE, 2 * before):
                 break
             minimum = minimum.descended(objectives, covariance, n)
+            before = minimum.norm
         return minimum
 
 
-def _distinct(minima):
+def _distinct(minima, tolerance=DOUBTFUL_GRADIENT):
     """Return the minima without repetition, best first, those that have not converged only where all are such."""
-    converged = [minimum for minimum in minima if minimum.norm < DOUBTFUL_GRADIENT] or minima
+    converged = [minimum for minimum in minima if minimum.norm < tolerance] or minima
     kept = []
     for minimum in sorted(converged, key=lambda minimum: minimum.value):
         if not any(_same(minimum.distribution, other.distribution) for other in kept):
@@ -400,13 +410,15 @@ def _by_gradient(target, direction, n_components, covariance, start, n, rng, bac
             return _mode_seeking(family, log_density, score, *nodes(n))
         return _mass_covering(family, *nodes(n))
 
-    levels = [MIN_NODES << i for i in range(N_LEVELS)] if dimensions == 1 else [min(COARSE_NODES, n), n]
-    minima = [_Minimum(q, math.inf, math.inf, (q,)).descended(objectives, covariance, levels[0]) for q in starts]
-    kept = _distinct([minimum.refined(objectives, covariance, levels[1:]) for minimum in _distinct(minima)])
+    n = max(n // n_components, COARSE_NODES)
+    levels = [MIN_NODES << i for i in range(N_LEVELS)] if dimensions == 1 else [COARSE_NODES, n]
+    minima = [_Minimum(q, math.inf, math.inf, (q,)).descended(objectives, covariance, levels[0], False) for q in starts]
+    coarse = _distinct(minima, 1e-2)[: None if n_components == 1 else MAX_REFINED]
+    kept = _distinct([minimum.refined(objectives, covariance, levels) for minimum in coarse])
     taken = kept[0]
     if start is not None:
         taken = _Minimum(start, math.inf, math.inf, (start,)).descended(objectives, covariance, levels[0])
-        taken = taken.refined(objectives, covariance, levels[1:])
+        taken = taken.refined(objectives, covariance, levels)
         kept = _distinct([*kept, taken])
     if not taken.norm < DOUBTFUL_GRADIENT:
         warn_of_accuracy(f"the fit has not converged: its gradient is {taken.norm:.2g}")
@@ -542,11 +554,11 @@ def fit_kl(
     direction : {"mode-seeking", "mass-covering"}
         Which divergence is minimised.
     method : {"gradient", "brute"}
-        "gradient" goes from several starts, by gradients along the paths of nodes that move with q, to where the
-        gradient of the whole divergence is 0. On the line the nodes are those of a trapezoid rule that is refined
-        until it does not matter, in D dimensions `n` quasi-random ones. "brute", for one Gaussian on the line, takes
-        the best of a grid, and polishes it as `scipy.optimize.brute` does, to 1e-4: mode seeking integrates on the
-        mean and four standard deviations to either side, mass covering on `bounds`, both by the trapezoid rule.
+        "gradient" goes from several starts, on nodes that move with q, to where the gradient of the whole divergence
+        is 0. On the line the nodes are those of a trapezoid rule that is refined until it does not matter, in D
+        dimensions `n` quasi-random ones. "brute", for one Gaussian on the line, takes the best of a grid, and polishes
+        it as `scipy.optimize.brute` does, to 1e-4: mode seeking integrates on the mean and four standard deviations to
+        either side, mass covering on `bounds`, both by the trapezoid rule.
     n_components : int
         Components of q.
     covariance : {"full", "diag"}
@@ -561,7 +573,7 @@ def fit_kl(
     bounds : (float, float), optional
         Ends of the integral for mass covering by brute force; by default the range of the means.
     n : int
-        Nodes, or draws of a target that is no mixture, in D dimensions.
+        Nodes in D dimensions, shared among the components, or draws of a target that is no mixture.
     rng : Generator, int or None
         As `numpy.random.default_rng` takes it.
     backend : str, optional
@@ -589,8 +601,10 @@ def fit_kl(
     Notes
     -----
     Mass covering by one Gaussian is moment matching: q has the target's mean and covariance (Bishop 2006, section
-    10.7). The gradients are those of Kingma & Welling (2014) and, for the weights of a mixture, of the sum over its
-    components. Minima are told apart and kept in `KLFit.modes`.
+    10.7). On the line gradients are moments of the log-ratio (Opper & Archambeau 2009); in D dimensions they follow the
+    nodes (Kingma & Welling 2014) and are those of the divergence on these, so that the fit's own error, of about
+    1 / `n`, is not in `gradient_norm`; the divergence is that of fresh draws, with its standard error. Every local
+    minimum that the starts lead to is in `KLFit.modes`, of a mixture the best three.
 
     References
     ----------
