@@ -375,6 +375,27 @@ def _make_neighbors(rng, n, k, dtype):
     return lambda backend: knn_kl_divergence(x_p, x_q, rng=0, backend=backend)
 
 
+def _posterior_model(rng, n, k, dtype):
+    from fastdiv import MixtureModel
+
+    return MixtureModel(rng.normal(scale=2, size=(n, 2)).astype(dtype), k, mean_prior_scale=3.0)
+
+
+def _make_advi(rng, n, k, dtype):
+    from fastdiv import advi
+
+    model = _posterior_model(rng, n, k, dtype)
+    return lambda backend: advi(model, 10, rng=0, backend=backend).loc
+
+
+def _make_metropolis(rng, n, k, dtype):
+    from fastdiv import metropolis
+
+    model = _posterior_model(rng, n, k, dtype)
+    start = model.start(0)
+    return lambda backend: metropolis(model, 3, 0, 2, start=start, rng=0, backend=backend).theta
+
+
 KERNELS = [
     Kernel("advi_mixture_steps", "variational", _variational, n_accumulators=14, answers=_phi_and_losses, least=1.0),
     Kernel("column_moments", "ratio", _columns, ("dtype", "n"), 3),
@@ -413,11 +434,13 @@ CALLS = [
     Call("Mixture.logpdf", "mixture", _make_logpdf),
     Call("Mixture.logpdf, sorted", "mixture", _make_sorted),
     Call("Mixture.score", "mixture", _make_score),
+    Call("advi", "variational", _make_advi, ("dtype", "n"), threaded=False),
     Call("fit_kl, brute", "quadrature", _make_grid_search, ("n", "k")),
     Call("kl_divergence, monte-carlo", "montecarlo", _make_monte_carlo, ("n", "k")),
     Call("kl_divergence, quadrature", "quadrature", _make_quadrature, ("k",), threaded=False),
     Call("kl_divergence, trapezoid", "quadrature", _make_trapezoid, ("n", "k")),
     Call("knn_kl_divergence", "ratio", _make_neighbors, ("dtype", "n")),
+    Call("metropolis", "variational", _make_metropolis, ("dtype", "n")),
     Call("trapezoid_kl_normal", "quadrature", _make_trapezoid_of_many, ("n", "k")),
 ]
 

@@ -13,3 +13,11 @@ class FractionOfNumpy(suite.FractionOfNumpy):
 
 class MaxUlpError(suite.MaxUlpError):
     family = "variational"
+
+
+class PeakMemory(suite.PeakMemory):
+    family = "variational"
+
+
+class ThreadScaling(suite.ThreadScaling):
+    family = "variational"

@@ -1,5 +1,6 @@
 import importlib
 
+import numpy as np
 import pytest
 
 from fastdiv import _backend
@@ -29,3 +30,14 @@ def threads():
     before = _backend.get_num_threads()
     yield _backend.set_num_threads
     _backend.set_num_threads(before)
+
+
+def published_rows():
+    """The hundred rows of the published Bayesian mixture."""
+    rng = np.random.RandomState(123)
+    labels = np.argmax([rng.multinomial(1, (0.2, 0.8)) for _ in range(100)], axis=1)
+    first, second = (
+        np.array([rng.multivariate_normal(mean, np.eye(2)) for _ in range(100)]) for mean in ([-1, -1.5], [1, 1])
+    )
+    assert np.bincount(labels).tolist() == [13, 87]
+    return np.where(labels[:, None] == 0, first, second)

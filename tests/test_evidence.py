@@ -1,6 +1,7 @@
 """The evidence and its lower bound: conjugate models, the identity between them, and error bars that hold."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -97,6 +98,107 @@ def test_integrals_over_the_line(log_density, expected):
     assert estimate.method == "quadrature"
 
 
+@pytest.mark.parametrize(
+    ("means", "stds"), [([0, 20], [1, 0.01]), ([0, 1e6], [1, 0.01]), ([0, 3e4], [1, 1]), ([-7, 5, 300], [1e-3, 1, 0.1])]
+)
+def test_modes_far_apart_and_narrow(means, stds):
+    p = Mixture(np.full(len(means), 1 / len(means)), means, stds)
+    estimate = log_evidence(lambda x: p.logpdf(x) + math.log(2))
+    assert estimate == pytest.approx(math.log(2), abs=1e-11)
+    assert estimate.error < 1e-9
+
+
+@pytest.mark.parametrize("std", [1, 0.02])
+def test_a_mode_beyond_one_that_underflows(std):
+    def log_density(x):
+        with np.errstate(divide="ignore"):
+            return np.log(0.5 * stats.norm.pdf(x, 0, 1) + 0.5 * stats.norm.pdf(x, 200, std))
+
+    assert log_evidence(log_density) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"bounds": (-1, 1)}, {"q": Normal(), "rng": 0}])
+def test_nan_where_it_counts_is_refused(options):
+    def log_joint(x):
+        return np.where(x > 0, np.nan, -(x**2))
+
+    with pytest.raises(ValueError, match="log_joint must not be NaN where it counts, got NaN at"):
+        log_evidence(log_joint, **options)
+    with pytest.raises(ValueError, match="log_joint must not be NaN where it counts, got NaN at"):
+        elbo(Normal(), log_joint)
+
+
+def test_nan_where_it_does_not_count_is_nothing():
+    truth = 0.5 * math.log(math.pi)
+    assert log_evidence(lambda x: np.where(np.abs(x) > 50, np.nan, -(x**2))) == pytest.approx(truth, abs=1e-13)
+
+
+@pytest.mark.parametrize("method", ["quadrature", "trapezoid", "monte-carlo"])
+def test_a_bound_that_is_infinite(method):
+    bound = elbo(Normal(), lambda x: np.where(x > 0, -np.inf, -(x**2)), method=method, rng=0)
+    assert (bound, bound.error, bound.method) == (-math.inf, math.inf, method)
+
+
+def test_a_bound_that_is_infinite_by_underflow_is_told():
+    def log_joint(x):
+        with np.errstate(divide="ignore"):
+            return np.log(stats.norm.pdf(5 * x))
+
+    with pytest.warns(AccuracyWarning, match="may underflow"):
+        assert elbo(Normal(), log_joint) == -math.inf
+
+
+def test_errors_are_not_below_rounding():
+    q = Normal(-0.33, 1)
+    assert log_evidence(q.logpdf, q=q, rng=0).standard_error > 1e-15
+    exact = elbo(q, lambda x: q.logpdf(x) - 1000, method="monte-carlo", n=100, rng=0)
+    assert abs(exact + 1000) <= exact.standard_error < 1e-10
+
+
+def test_all_points_are_counted():
+    seen = []
+
+    def log_joint(x):
+        seen.append(len(x))
+        return -(x**2)
+
+    assert log_evidence(log_joint).n_evaluations == sum(seen)
+    p = Mixture(np.full(20, 0.05), np.arange(20), np.ones(20))
+    seen.clear()
+    assert elbo(p, log_joint).n_evaluations == sum(seen)
+
+
+def test_rough_integrands_of_many_components_take_no_more_points():
+    p = Mixture(np.full(20, 0.05), np.arange(20), np.ones(20))
+    seen = []
+
+    def log_joint(x):
+        seen.append(len(x))
+        return -np.sqrt(np.abs(x - 0.3))
+
+    with pytest.warns(AccuracyWarning, match="not converged"):
+        elbo(p, log_joint)
+    assert max(seen) < 1 << 21
+
+
+def test_a_function_in_more_dimensions_is_told_what_it_lacks():
+    with pytest.raises(IndexError) as raised:
+        log_evidence(lambda x: -(x[:, 0] ** 2))
+    assert raised.value.__notes__ == ["The points were those of the line, (n,); in D dimensions give q."]
+
+
+def test_other_libraries_are_called_on_this_thread(threads):
+    threads(4)
+    callers = set()
+
+    def log_joint(x):
+        callers.add(threading.get_ident())
+        return -(x**2)
+
+    log_evidence(log_joint, q=Normal(), n=200_000, rng=0)
+    assert callers == {threading.get_ident()}
+
+
 @pytest.mark.parametrize("num", [20, 100, 500])
 def test_the_trapezoid_rules_error(num):
     def log_density(x):
@@ -182,6 +284,9 @@ def test_the_elbo_by_the_trapezoid_rule_is_numpys():
     assert found == pytest.approx(expected, rel=1e-12)
     assert abs(found - elbo(q, coin)) <= found.error
     assert elbo(q, coin, bounds=(-3, 1), num=500) == found
+    p, x = stats.logistic(), np.linspace(*stats.logistic.ppf(stats.norm.cdf([-3, 3])), 7)
+    expected = np.trapezoid(p.pdf(x) * (coin(x) - p.logpdf(x)), x)
+    assert elbo(p, coin, method="trapezoid", num=7) == pytest.approx(expected, rel=1e-9)
     assert elbo(q, coin, method="monte-carlo", n=20_000, rng=0) == pytest.approx(elbo(q, coin), abs=0.02)
 
 
@@ -198,7 +303,10 @@ def test_the_elbo_where_the_joint_is_nothing():
         (lambda: log_evidence(coin, bounds=(-4, 4), q=Normal()), "give either them or q"),
         (lambda: log_evidence(coin, q=Normal(), n=1), "n must be a whole number, at least 2"),
         (lambda: log_evidence(MultivariateNormal([0, 0], [1, 1])), "q must be given in 2 dimensions"),
-        (lambda: log_evidence(lambda x: 1.0), r"must give log-densities of shape \(2049,\), got \(\)"),
+        (lambda: log_evidence(lambda x: 1.0), r"must give log-densities of shape \(16000,\), got \(\)"),
+        (lambda: log_evidence(coin, n=0), "n must be a whole number, at least 2"),
+        (lambda: log_evidence(stats.beta(0.5, 0.5), bounds=(0, 1)), "inf nowhere, got a sum of inf"),
+        (lambda: log_evidence(stats.beta(3, 4), bounds=(2, 3)), "finite somewhere, and inf nowhere, got a sum of -inf"),
         (lambda: elbo(Normal(), coin, method="closed-form"), "method must be"),
         (lambda: elbo(Normal(), coin, method="simpson"), "method must be"),
         (lambda: elbo(Normal(), coin, rtol=2), "rtol must be between 0 and 1"),
@@ -211,7 +319,15 @@ def test_what_is_wrong_is_named(call, message):
         call()
 
 
-@pytest.mark.parametrize("call", [lambda: elbo(Normal(), 3.0), lambda: elbo(coin, coin), lambda: log_evidence("coin")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: elbo(Normal(), 3.0),
+        lambda: elbo(coin, coin),
+        lambda: log_evidence("coin"),
+        lambda: log_evidence(coin, rng="a"),
+    ],
+)
 def test_what_is_no_density_is_refused(call):
     with pytest.raises(TypeError, match="must"):
         call()

@@ -156,6 +156,7 @@ def test_torch():
     assert torch.equal(state, torch.random.get_rng_state())
     assert_array_equal(draws, as_distribution(p).sample(5, rng=3))
     assert_allclose(as_distribution(p).score([-1.0, 0.5, 2.0]), [0, 1, -0.5], rtol=1e-14)
+    assert as_distribution(p).has_score
     assert_array_equal(as_distribution(families.Uniform(0.0, 2.0)).score([-1.0, 0.5]), [0, 0])
     single = families.Beta(torch.tensor(3.0), torch.tensor(4.0))
     estimate = kl_divergence(single, stats.beta(2, 2))
@@ -229,6 +230,24 @@ def test_densities_and_scores_in_the_plane():
     assert_allclose(p.pdf_derivative(X), score * t.pdf(X)[:, None], rtol=1e-8, atol=1e-12)
     assert_array_equal(p.score([[math.nan, 0.0]]), [[math.nan, math.nan]])
     assert p.sample((3, 4), rng=0).shape == (3, 4, 2)
+
+
+def test_one_row_of_a_distribution_in_the_plane():
+    t = stats.multivariate_t([0, 0], np.eye(2), df=5)
+    p, x, score = as_distribution(t), [1.0, 2.0], [-0.7, -1.4]
+    assert p.logpdf(x) == t.logpdf(x)
+    assert p.logpdf(x).shape == ()
+    assert_array_equal(p.logpdf([x]), [t.logpdf(x)])
+    assert_allclose(p.score(x), score, rtol=1e-9)
+    assert_allclose(p.score([x]), [score], rtol=1e-9)
+    upper = as_distribution(t, support=([0, 0], [math.inf, math.inf]))
+    assert_array_equal(upper.logpdf([x, [-1.0, 2.0], [math.nan, 0.0]]), [t.logpdf(x), -math.inf, math.nan])
+    assert_allclose(upper.score([x, [-1.0, 2.0]]), [score, [0, 0]], rtol=1e-9)
+
+
+def test_whether_a_score_has_a_formula():
+    assert not as_distribution(stats.beta(2, 3)).has_score
+    assert not as_distribution(lambda x: -x, support=(0, math.inf)).has_score
 
 
 def test_results_have_the_shape_of_the_points_and_the_precision_of_the_density():
@@ -505,6 +524,29 @@ def test_quantiles_that_a_solver_does_not_find_are_done_without():
 
     estimate = entropy(Logistic())
     assert abs(estimate - 2) <= estimate.error < 1e-10
+    assert as_distribution(Logistic()).score(0.5) == pytest.approx(-math.tanh(0.25), rel=1e-9)
+
+
+def test_quantiles_are_asked_for_as_an_array():
+    exponential = SimpleNamespace(logpdf=lambda x: -x, support=(0, math.inf), ppf=lambda u: -np.log1p(-u))
+    assert as_distribution(exponential).score(2.0) == pytest.approx(-1, rel=1e-9)
+
+
+def test_warnings_of_another_librarys_solver_are_not_shown():
+    estimate = kl_divergence(stats.beta(0.5, 2), stats.uniform())
+    assert estimate == pytest.approx(float(mp_beta(0.5, 2, 1, 1)), rel=1e-6)
+
+
+def test_samplers_that_take_both_keywords_are_given_rng():
+    class Both:
+        support = (0, 1)
+        logpdf = staticmethod(np.zeros_like)
+
+        def rvs(self, size, random_state=None, rng=None):
+            assert random_state is None
+            return rng.random(size)
+
+    assert_array_equal(as_distribution(Both()).sample(3, rng=0), np.random.default_rng(0).random(3))
 
 
 def test_a_needle_that_is_not_found_is_told():

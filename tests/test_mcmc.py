@@ -13,17 +13,11 @@ import numba
 import numpy as np
 import pytest
 
+from conftest import published_rows
 from fastdiv import AccuracyWarning, MetropolisResult, MixtureModel, _backend, mcmc, metropolis
 
 NUTS = Path(__file__).parent / "data" / "s5_nuts.csv"
 LINE = np.array([-2.0, -1.5, 2.5])
-
-
-def published_rows():
-    rng = np.random.RandomState(123)
-    labels = np.array([rng.multinomial(1, (0.2, 0.8)) for _ in range(100)])
-    draws = [rng.multivariate_normal(mean, np.eye(2), size=100) for mean in ((-1, -1.5), (1, 1))]
-    return np.stack(draws, axis=1)[labels == 1]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +85,11 @@ def test_the_published_posterior_is_that_of_nuts(long_run):
     weights, means = long_run.samples["weights"], long_run.samples["means"]
     if weights[..., 0].mean() > 0.5:
         weights, means = weights[..., ::-1], means[..., ::-1, :]
+    draws = {f"weights[{k}]": weights[..., k] for k in range(2)}
+    draws |= {f"means[{k},{d}]": means[..., k, d] for k in range(2) for d in range(2)}
+    assert truth.keys() == draws.keys()
     for name, of_name in truth.items():
-        draws = eval(name.replace("[", "[..., "), {"weights": weights, "means": means})
-        found = summary_of(draws)
+        found = summary_of(draws[name])
         for moment in ("mean", "sd"):
             error = math.hypot(found[f"mcse_{moment}"], of_name[f"mcse_{moment}"])
             assert abs(found[moment] - of_name[moment]) < 4 * error, (name, moment)

@@ -108,11 +108,37 @@ def test_as_a_distribution_it_has_the_likelihood(X, name):
     assert gain == pytest.approx(mixture.logpdf(X).sum(), rel=1e-11)
 
 
-def test_float32_rows_are_computed_in_double(X):
-    model, _, _ = build(X.astype(np.float32), "half-normal")
-    other, _, _ = build(X.astype(np.float32).astype(np.float64), "half-normal")
+@pytest.mark.parametrize("name", ["full", "half-normal"])
+def test_float32_rows_are_computed_in_double(X, name):
+    model, _, _ = build(X.astype(np.float32), name)
+    other, _, _ = build(X.astype(np.float32).astype(np.float64), name)
     theta = np.random.default_rng(8).normal(size=model.dim)
     assert model.logp_grad(theta)[0] == other.logp_grad(theta)[0]
+
+
+def test_far_rows_have_no_density(kernels):
+    assert MixtureModel([[1e200], [0.0]], 2).logp_grad([0.0, 0.0, 1.0])[0] == -np.inf
+
+
+def test_rows_are_its_own(X):
+    model, _, _ = build(X, "identity")
+    before = model.logp_grad(np.zeros(model.dim))[0]
+    X += 100
+    assert model.logp_grad(np.zeros(model.dim))[0] == before
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_order_of_components_leaves_the_mixture(X, name):
+    model, _, _ = build(X, name)
+    theta = np.random.default_rng(10).normal(size=(4, model.dim))
+    order = np.array([[2, 0, 1]] * 4)
+    moved, found = model.constrain(model.in_order(theta, order)), model.constrain(theta)
+    for part, values in found.items():
+        np.testing.assert_allclose(moved[part], values[:, [2, 0, 1]], rtol=1e-12)
+    # Weights that underflow come back.
+    theta[:, :2] = -9000, 3
+    again = model.in_order(model.in_order(theta, order), np.argsort(order, axis=1))
+    np.testing.assert_allclose(again, theta, rtol=1e-12)
 
 
 def test_a_start_lies_among_the_rows():
@@ -143,7 +169,7 @@ def test_it_pickles_and_hands_its_density_over(X):
         (([[1.0]], 2), {"mean_prior_scale": 0}, "mean_prior_scale must be a positive number, got 0"),
         (([[1.0]], 2), {"concentration": [1, 2, 3]}, "concentration must be positive, a number or an array of shape"),
         (([[1.0]], 2, "diag"), {"scale_prior": "gamma"}, "scale_prior must be"),
-        (([[1.0]], 2, "diag"), {"scale_prior": ("half-normal", 1, 2)}, "takes 1 numbers"),
+        (([[1.0]], 2, "diag"), {"scale_prior": ("half-normal", 1, 2)}, "scale_prior must have 1 after 'half-normal'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, options, message):
@@ -158,6 +184,11 @@ def test_wrong_parameters_are_refused(X):
     for batch in ([], [-1], [50], [[0]]):
         with pytest.raises(ValueError, match="batch must be some of the rows 0 to 49"):
             model.logp_grad(np.zeros(11), batch)
+    for batch in (np.arange(50) < 10, [0.9, 1.7], "ab"):
+        with pytest.raises(TypeError, match="batch must be row numbers"):
+            model.logp_grad(np.zeros(11), batch)
+    with pytest.raises(ValueError, match="theta must have shape"):
+        model.to_logp_grad()(np.zeros(2))
     with pytest.raises(ValueError, match="weights must be positive and sum to 1"):
         model.unconstrain([0.5, 0.5, 0.0], np.zeros((3, 3)))
     with pytest.raises(TypeError, match="stds must be given if and only if cov is 'diag'"):

@@ -10,7 +10,7 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -19,6 +19,7 @@ from fastdiv import (
     AccuracyWarning,
     LogisticRatioClassifier,
     Normal,
+    RatioFromClassifier,
     _backend,
     js_divergence,
     kl_divergence,
@@ -700,6 +701,21 @@ def test_a_progress_bar_on_request(capsys):
 def test_bad_parameters_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         LogisticRatioClassifier(solver="sgd", **options).fit(*two_classes())
+
+
+@pytest.mark.parametrize("cv", [-3, 0, 1, np.int64(1)])
+def test_fewer_than_two_parts_are_refused(cv):
+    with pytest.raises(ValueError, match="cv must be a whole number, at least 2, got"):
+        RatioFromClassifier(LogisticRegression(), cv=cv).fit_samples(*samples(50, 50))
+
+
+def test_the_parts_are_as_scikit_learn_takes_them():
+    x = samples(50, 50)
+    by_number, by_splitter, usual, five = (
+        RatioFromClassifier(LogisticRegression(), cv=cv).fit_samples(*x).log_ratio([[0.3]])
+        for cv in (3, StratifiedKFold(3), None, 5)
+    )
+    assert by_number == by_splitter != usual == five
 
 
 def test_a_seed_fixes_the_divergences():

@@ -8,22 +8,12 @@ from numba import njit
 from scipy.stats import multivariate_normal
 
 import fastdiv.svi
+from conftest import published_rows
 from fastdiv import AccuracyWarning, MixtureModel, advi
 
 COV = np.array([[2.0, 0.9, 0.0], [0.9, 1.0, -0.4], [0.0, -0.4, 0.5]])
 PRECISION = np.linalg.inv(COV)
 MEAN = np.array([1.0, -2.0, 0.5])
-
-
-def published_rows():
-    """The hundred rows of the published Bayesian mixture."""
-    rng = np.random.RandomState(123)
-    labels = np.argmax([rng.multinomial(1, (0.2, 0.8)) for _ in range(100)], axis=1)
-    first, second = (
-        np.array([rng.multivariate_normal(mean, np.eye(2)) for _ in range(100)]) for mean in ([-1, -1.5], [1, 1])
-    )
-    assert np.bincount(labels).tolist() == [13, 87]
-    return np.where(labels[:, None] == 0, first, second)
 
 
 class Gaussian:
@@ -121,6 +111,20 @@ def test_compiled_functions_see_the_rows():
     result = advi(Model(), 5000, batch_size=10, rng=4)
     np.testing.assert_allclose(result.loc, X.sum(axis=0) / 101, atol=0.1)
 
+    mode = X.sum(axis=0) / 101
+    evidence = -0.5 * np.sum((X - mode) ** 2) - 0.5 * mode @ mode + np.log(2 * np.pi / 101)
+    assert result.elbo == pytest.approx(evidence, abs=1)
+    with pytest.raises(TypeError, match="needs batch_size, for all rows their number"):
+        advi(Model(), 10)
+
+
+def test_compiled_functions_go_on():
+    whole = advi(compiled_gaussian, 60, start=np.zeros(3), rng=3)
+    part = advi(compiled_gaussian, 20, start=np.zeros(3), rng=3)
+    np.testing.assert_array_equal(advi(compiled_gaussian, 40, state=part.state).losses, whole.losses)
+    with pytest.raises(TypeError, match="batch_size is for models that have rows"):
+        advi(compiled_gaussian, 10, start=np.zeros(3), batch_size=2)
+
 
 def test_batches_of_many_rows():
     rng = np.random.default_rng(0)
@@ -144,14 +148,6 @@ def test_going_on_gives_the_same_bits(model, batch_size):
     np.testing.assert_array_equal(rest.losses, whole.losses)
     np.testing.assert_array_equal(rest.loc, whole.loc)
     np.testing.assert_array_equal(rest.scale, whole.scale)
-
-
-def test_threads_change_nothing(model, threads):
-    locs = []
-    for n in (1, 4):
-        threads(n)
-        locs.append(advi(model, 500, rng=6).loc)
-    np.testing.assert_array_equal(*locs)
 
 
 def test_it_stops_where_the_losses_settle(model):
@@ -212,6 +208,36 @@ def test_ctrl_c_gives_what_there_is(model, monkeypatch):
     np.testing.assert_array_equal(advi(model, 100, state=result.state).losses, advi(model, 4196, rng=12).losses)
 
 
+def test_ctrl_c_leaves_the_steps_of_a_slow_model():
+    class Slow(Gaussian):
+        n_calls = 0
+
+        def logp_grad(self, theta):
+            self.n_calls += 1
+            if self.n_calls == 100:
+                raise KeyboardInterrupt
+            return Gaussian.logp_grad(self, theta)
+
+    result = advi(Slow(), 10_000, rng=0)
+    assert not result.complete
+    assert len(result.losses) == 3 * fastdiv.svi.PYTHON_STEPS
+    nothing = advi(Slow(), 10_000, rng=0, n_draws=4)
+    assert "interrupted" in repr(nothing)
+
+
+def test_losses_that_rise_have_not_settled():
+    with pytest.warns(AccuracyWarning, match="smaller learning_rate"):
+        found = advi(MixtureModel(published_rows()[:20], 2), 1000, optimizer="sgd", learning_rate=0.1, rng=0)
+    assert not found.converged
+
+
+def test_draws_are_handed_to_arviz(model):
+    arviz = pytest.importorskip("arviz")
+    data = advi(model, 500, rng=0).to_arviz(100, rng=1)
+    assert data.posterior["means"].shape == (1, 100, 2, 2)
+    assert arviz.__version__
+
+
 def test_progress(model, capsys):
     pytest.importorskip("rich")
     advi(model, 2000, rng=13, progress=True)
@@ -223,6 +249,8 @@ def test_progress(model, capsys):
     [
         ({"family": "full"}, ValueError, "family must be one of 'mean-field', 'full-rank', got 'full'"),
         ({"optimizer": "lbfgs"}, ValueError, "optimizer must be one of 'sgd'"),
+        ({"optimizer": ["adam"]}, ValueError, "optimizer must be one of 'sgd'"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate must be a number, got 'fast'"),
         ({"learning_rate": -1}, ValueError, "learning_rate must be positive, got -1"),
         ({"batch_size": 101}, ValueError, "batch_size must be at most the number of rows, 100, got 101"),
         ({"batch_size": 0.5}, TypeError, "batch_size must be a whole number"),
@@ -249,3 +277,27 @@ def test_a_state_brings_its_options(model):
     state = advi(model, 100, rng=0).state
     with pytest.raises(TypeError, match="state brings its own options"):
         advi(model, 100, state=state, optimizer="adam")
+
+
+def test_states_of_other_models_are_refused(model):
+    X = published_rows()
+    state = advi(model, 100, rng=0, batch_size=10).state
+    for other in (MixtureModel(X, 8, "diag"), MixtureModel(X[:5], 2), Gaussian()):
+        with pytest.raises(ValueError, match="state must be of the same model"):
+            advi(other, 10, state=state)
+    for nothing in (3, advi(model, 10, rng=0)):
+        with pytest.raises(TypeError, match="state must be that of an ADVIResult"):
+            advi(model, 10, state=nothing)
+    with pytest.raises(TypeError, match="state brings its own options"):
+        advi(model, 10, state=state, start=np.zeros(5))
+
+
+def test_densities_that_are_none_are_refused():
+    class Model(Gaussian):
+        def logp_grad(self, theta):
+            return self.answer
+
+    for answer in ((0.0, np.zeros(1)), (np.nan, np.zeros(3)), (np.zeros(2), np.zeros(3))):
+        Model.answer = answer
+        with pytest.raises(ValueError, match=r"model must give a finite number and gradient of shape \(3,\)"):
+            advi(Model(), 10)

@@ -361,6 +361,42 @@ def test_compositions():
     assert_allclose(twice.log_abs_det_jacobian_gradient(1.0), 1 + np.e, rtol=1e-15)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (StickBreaking(), Affine(0, 2)),
+        (Affine(1), StickBreaking(), Interval(0, 1).inv),
+        (Exp(), StickBreaking().inv),
+        (StickBreaking(), StickBreaking()),
+        (StickBreaking(), Affine(0, 0.5), StickBreaking().inv),
+        (Compose(Affine(1), StickBreaking()), Affine(0, 2)),
+        (Inverse(Compose(Affine(1), StickBreaking()).inv), Affine(0, 2)),
+    ],
+    ids=repr,
+)
+def test_nothing_leads_off_the_simplex(parts):
+    with pytest.raises(ValueError, match="on the simplex only StickBreaking and its inverse may meet"):
+        Compose(*parts)
+
+
+def test_densities_on_the_simplex_have_mass_1():
+    base = MultivariateNormal([0.3, -0.7], [[1.0, 0.3], [0.3, 0.5]])
+    there = Compose(Affine(0, 2), StickBreaking())
+    p = Transformed(base, there)
+    # The trapezoid rule in the logits of the first weight, and of the second one's share of the rest.
+    logits = np.linspace(-15, 15, 301)
+    first, share = np.meshgrid(special.expit(logits), special.expit(logits))
+    second = (1 - first) * share
+    area = first * (1 - first) ** 2 * share * (1 - share) * (logits[1] - logits[0]) ** 2
+    weights = np.stack([first, second, 1 - first - second], axis=-1)
+    assert np.sum(p.pdf(weights) * area) == pytest.approx(1, rel=1e-9)
+    for back in (unconstrain(p), Transformed(base, Compose(there, StickBreaking().inv))):
+        z = np.random.default_rng(0).normal(size=(5, 2))
+        assert_allclose(back.logpdf(z), MultivariateNormal([0.6, -1.4], [[4.0, 1.2], [1.2, 2.0]]).logpdf(z), rtol=1e-12)
+    with pytest.raises(ValueError, match="base is on the simplex, which only StickBreaking"):
+        Transformed(p, Affine(0, 2))
+
+
 def test_compositions_add_up_the_coordinates_of_a_point():
     shift, x = np.array([0.5, -1.0]), np.random.default_rng(0).normal(size=(6, 2))
     chain = Compose(Affine(shift, [2, 3]), StickBreaking())
@@ -421,6 +457,13 @@ def test_transforms_are_compared_printed_and_pickled(transform):
     assert sum(transform == other for other in ALL) == 1
     assert transform.inv != transform
     assert transform != 3
+
+
+def test_transforms_that_are_equal_have_one_hash():
+    for one, other in [(Affine(0.0), Affine(-0.0)), (Interval([0, 0.0], 1), Interval([0, -0.0], 1))]:
+        assert one == other
+        assert hash(one) == hash(other)
+        assert hash(one.inv) == hash(other.inv)
 
 
 # Distributions carried through
@@ -588,6 +631,12 @@ def test_the_derivative_of_a_function_is_its_closed_form():
         (Transformed(stats.logistic(2), Interval(1, 5)), [1, 5], [-2 - np.log(4), 2 - np.log(4)], None),
         (Transformed(stats.expon(), Affine(1, -2)), [1, 2], [-np.log(2), -INF], [0.5, 0]),
         (Transformed(stats.t(3), Exp()), [0], [INF], [-INF]),
+        (Transformed(stats.expon(scale=1e-3), Affine(1000, 1)), [1000], [np.log(1000)], [-1000]),
+        (Transformed(stats.beta(1, 3), Affine(1e6, 1)), [1e6, 1e6 + 1], [np.log(3), -INF], [-2, 0]),
+        (Transformed(stats.beta(3, 1), Affine(1e6, -1)), [1e6, 1e6 - 1], [-INF, np.log(3)], [0, -2]),
+        (Transformed(stats.beta(0.5, 0.5), Affine(1e6, 1)), [1e6, 1e6 + 1], [INF, INF], [-INF, INF]),
+        (Transformed(stats.uniform(), Affine(0.1, 3)), [0.1, 0.1 + 3], [-np.log(3), -np.log(3)], [0, 0]),
+        (Transformed(stats.logistic(0, 2), Interval(1e6, 1e6 + 1)), [1e6, 1e6 + 1], [INF, INF], [-INF, INF]),
         (unconstrain(stats.gamma(1)), [-INF, INF, 800, NAN], [-INF, -INF, -INF, NAN], [0, 0, 0, NAN]),
         (unconstrain(stats.beta(2, 3)), [-INF, INF, NAN], [-INF, -INF, NAN], [0, 0, NAN]),
     ],
@@ -597,6 +646,14 @@ def test_at_the_ends_of_the_support_densities_are_their_limits(p, x, density, sc
     assert_allclose(p.pdf(x), np.exp(density), atol=1e-12)
     if score is not None:
         assert_allclose(p.score(x), score, atol=3e-5)
+
+
+def test_a_finite_limit_is_not_taken_for_a_pole_where_the_scale_is_small():
+    # The limit is that of a point a few roundings from the end.
+    p = Transformed(stats.logistic(), Compose(Exp(), Affine(1e6, 1)))
+    assert p.logpdf(1e6) == pytest.approx(0, abs=1e-8)
+    p = Transformed(stats.logistic(2), Interval(1e6, 1e6 + 1e-3))
+    assert p.logpdf(1e6) == pytest.approx(-2 - np.log(1e-3), abs=1e-5)
 
 
 def test_distribution_functions_beyond_the_support():

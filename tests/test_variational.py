@@ -13,9 +13,11 @@ from fastdiv import (
     Mixture,
     MultivariateNormal,
     Normal,
+    Transformed,
     elbo,
     fit_kl,
     kl_divergence,
+    transforms,
     trapezoid_kl_normal,
     unconstrain,
 )
@@ -138,6 +140,30 @@ def test_the_coin_by_both_routes():
     assert fits[1].divergence is None
 
 
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        (lambda x: np.where(x > 0, -x, -np.inf), {}),
+        (lambda x: np.where(x > 0, -x, -np.inf), {"method": "brute", "ranges": ((1, 3), (0.1, 1))}),
+        (stats.uniform(3, 2).logpdf, {}),
+        (stats.gamma(20).logpdf, {}),
+        (lambda x: np.where(x[:, 0] > 0, -(x**2).sum(1), -np.inf), {"start": MultivariateNormal([1, 1], [1, 1])}),
+    ],
+)
+def test_a_function_that_is_0_somewhere_is_refused(target, options):
+    with np.errstate(divide="ignore"), pytest.raises(ValueError, match="target must be positive"):
+        fit_kl(target, rng=0, **options)
+
+
+def test_rounding_to_0_is_no_zero():
+    def log_joint(x):
+        with np.errstate(all="ignore"):
+            p = 1 / (1 + np.exp(-x))
+            return 3 * np.log(p) + 4 * np.log(1 - p)
+
+    assert parameters(fit_kl(log_joint, rng=0).distribution) == pytest.approx((-0.329726, 0.817149), abs=1e-6)
+
+
 @pytest.mark.parametrize("target", [S4, S4.logpdf])
 def test_mass_covering_by_a_gaussian_is_moment_matching(target):
     fit = fit_kl(target, direction="mass-covering")
@@ -167,6 +193,40 @@ def test_moments_of_the_posterior_on_the_real_line():
     expected = polygamma(0, 3) - polygamma(0, 4), math.sqrt(polygamma(1, 3) + polygamma(1, 4))
     for target in (POSTERIOR, coin):
         assert parameters(fit_kl(target, direction="mass-covering").distribution) == pytest.approx(expected, rel=1e-10)
+
+
+def test_mass_covering_sees_a_narrow_mode():
+    q = fit_kl(Mixture([0.5, 0.5], [0, 20], [1, 0.01]).logpdf, direction="mass-covering").distribution
+    assert parameters(q) == pytest.approx((10, math.sqrt(100 + 0.5 * (1 + 1e-4))), rel=1e-12)
+
+
+def test_a_start_says_where_a_function_has_its_mass():
+    def log_density(x):
+        with np.errstate(divide="ignore"):
+            return np.log(stats.norm.pdf(x, 1e4, 0.01))
+
+    with pytest.raises(ValueError, match="finite somewhere"):
+        fit_kl(log_density, direction="mass-covering")
+    q = fit_kl(log_density, start=Normal(1e4 + 1, 1), direction="mass-covering").distribution
+    assert parameters(q) == pytest.approx((1e4, 0.01), rel=1e-7)
+
+
+def test_one_dimension_of_an_array():
+    p = Transformed(MultivariateNormal([0], [1]), transforms.Affine(1, 2))
+    q = fit_kl(p, direction="mass-covering", rng=0).distribution
+    np.testing.assert_allclose(q.means[0], 1, atol=0.15)
+    np.testing.assert_allclose(q.covs[0], 4, atol=0.4)
+
+
+def test_brute_force_takes_the_tails():
+    q = fit_kl(stats.gamma(2), direction="mass-covering", method="brute").distribution
+    assert parameters(q) == pytest.approx((2, math.sqrt(2)), rel=0.01)
+
+
+def test_a_mixture_of_as_many_starts_at_itself():
+    p = Mixture([0.3, 0.3, 0.4], [-1, 4, 4.5], [0.75, 0.5, 0.1])
+    fit = fit_kl(p, n_components=3, direction="mass-covering", rng=0)
+    assert abs(fit.divergence) < 1e-12
 
 
 def test_a_distribution_without_variance_has_no_moments_to_match():
@@ -277,13 +337,15 @@ def test_a_fit_that_gets_nowhere_is_told():
         ([S4], {"n_components": 0}, "n_components must be a whole number, at least 1, got 0"),
         ([S4], {"num_grid": 1}, "num_grid must be a whole number, at least 2, got 1"),
         ([S4], {"bounds": (8, -4)}, "bounds must be finite and increasing"),
+        ([S4], {"bounds": (-4, 8)}, "ranges and bounds are for method 'brute'"),
+        ([S4], {"ranges": BOX}, "ranges and bounds are for method 'brute'"),
         ([S4], {"start": S4}, "start must be a mixture of 1 Gaussians"),
         ([S4], {"start": 3.0}, "start must be a mixture of 1 Gaussians"),
         ([S4], {"start": GAUSSIAN}, "start and target must have the same dimensions"),
         ([GAUSSIAN], {"start": GAUSSIAN, "covariance": "diag"}, "start must have diagonal covariances"),
         ([stats.beta(3, 4)], {}, r"target must be positive everywhere for mode seeking, got the support \(0.0, 1.0\)"),
         ([lambda x: np.zeros(len(x))], {}, "density must fall off towards infinity"),
-        ([lambda x: 0.0], {}, r"must give log-densities of shape \(2049,\), got \(\)"),
+        ([lambda x: 0.0], {}, r"must give log-densities of shape \(16000,\), got \(\)"),
         ([lambda x: np.full(len(x), np.nan)], {}, "log-density must be finite somewhere"),
     ],
 )

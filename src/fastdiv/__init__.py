@@ -11,25 +11,25 @@ from .closed_form import kl_normal, log_ratio_normal
 from .distributions import Mixture, MultivariateNormal, Normal
 from .divergences import entropy, js_divergence, kl_divergence
 from .estimate import AccuracyWarning, Estimate
-from .evidence import elbo, log_evidence
 from .families import as_distribution, log_ratio, optimal_classifier
-from .mcmc import MetropolisResult, metropolis
-from .mixture_model import MixtureModel
 from .montecarlo import running_mean
 from .quadrature import trapezoid_kl, trapezoid_kl_normal
-from .svi import ADVIResult, advi
-from .variational import KLFit, fit_kl
 
 if TYPE_CHECKING:
     from . import transforms
     from .calibration import RatioFromClassifier
+    from .evidence import elbo, log_evidence
     from .kernel_ratio import KLIEPRatio, LeastSquaresRatio
     from .logistic import LogisticRatioClassifier
+    from .mcmc import MetropolisResult, metropolis
+    from .mixture_model import MixtureModel
     from .neighbors import knn_kl_divergence
     from .networks import MLPRatioClassifier
     from .samples import kl_divergence_from_samples
+    from .svi import ADVIResult, advi
     from .telescoping import TelescopingRatioClassifier
     from .transforms import Transformed, unconstrain
+    from .variational import KLFit, fit_kl
 
 __all__ = [
     "ADVIResult",
@@ -78,17 +78,26 @@ __all__ = [
 ]
 
 
-# What needs scikit-learn or SciPy to be defined; importing fastdiv must not.
+# What needs scikit-learn or SciPy to be defined, or is not needed by everyone: importing fastdiv is to be quick.
 _AT_FIRST_USE = {
+    "ADVIResult": ".svi",
+    "KLFit": ".variational",
     "KLIEPRatio": ".kernel_ratio",
     "LeastSquaresRatio": ".kernel_ratio",
     "LogisticRatioClassifier": ".logistic",
     "MLPRatioClassifier": ".networks",
+    "MetropolisResult": ".mcmc",
+    "MixtureModel": ".mixture_model",
     "RatioFromClassifier": ".calibration",
     "TelescopingRatioClassifier": ".telescoping",
     "Transformed": ".transforms",
+    "advi": ".svi",
+    "elbo": ".evidence",
+    "fit_kl": ".variational",
     "kl_divergence_from_samples": ".samples",
     "knn_kl_divergence": ".neighbors",
+    "log_evidence": ".evidence",
+    "metropolis": ".mcmc",
     "unconstrain": ".transforms",
 }
 

@@ -13,7 +13,7 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar(show: bool, total: int, argument: str) -> Iterator[Callable[[int, Callable[[], str]], None]]:
-    """Give a function that moves the bar, which `argument` asked for, on by some steps, with what a function says."""
+    """Yield ``show(steps, text)``, which advances the bar; `argument` is named where rich is missing."""
     if not show:
         yield lambda steps, text: None
         return

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import cross_val_predict
 from sklearn.utils.validation import has_fit_parameter
 
+from ._arrays import as_count
 from ._backend import kernels
 from ._logistic import PolynomialTerms
 from .estimate import AccuracyWarning, warn_of_accuracy
@@ -88,7 +89,7 @@ class RatioFromClassifier(CalibratedRatioClassifier):
     estimator : estimator
         A classifier with `decision_function`, or else `predict_proba`.
     cv : int or splitter
-        The cross-validation, as scikit-learn takes it; no more parts than the smaller sample has rows.
+        The cross-validation, as scikit-learn takes it: at least 2 parts, no more than the smaller sample has rows.
     backend : str or None
         The kernel set of the calibration, as in `use_backend`.
 
@@ -140,6 +141,8 @@ class RatioFromClassifier(CalibratedRatioClassifier):
         if not (hasattr(self.estimator, "decision_function") or hasattr(self.estimator, "predict_proba")):
             wanted = "a classifier with decision_function or predict_proba"
             raise TypeError(f"estimator must be {wanted}, got {type(self.estimator).__name__}")
+        if isinstance(self.cv, Integral):
+            as_count(self.cv, "cv", 2)
 
     def _fit(self, X, in_p, weight):
         self._check_finite(X)

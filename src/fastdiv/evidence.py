@@ -15,7 +15,7 @@ from .distributions import Mixture
 from .divergences import kl_divergence
 from .estimate import Estimate, warn_of_accuracy
 from .families import Wrapped, check_distributions
-from .quadrature import EPS, REACH, _carried, checked_bounds
+from .quadrature import BOUNDS, EPS, LOG_SMALLEST, REACH, carried, checked_bounds
 
 if TYPE_CHECKING:
     from typing import Any
@@ -26,12 +26,16 @@ __all__ = ["elbo", "log_evidence"]
 
 # Points of the trapezoid rule on the line, at first and at most.
 MIN_NODES, MAX_NODES = 1 << 8, 1 << 20
-# In search of where a density is: so many points, and how often they close in on it.
-N_LOOKED_AT, MAX_ZOOMS = 2049, 60
+# In search of where a density is: so many points over all of z, and as many in the part of it next to the middle.
+N_LOOKED_AT, CORE = 1 << 15, 16.0
+# Peaks that are climbed, each on so many points between two neighbours, and how often; so many halvings to its feet.
+MAX_PEAKS, N_CLIMBED, MAX_CLIMBS, N_HALVINGS = 64, 33, 14, 50
 # Nats below the largest term at which terms count 0, and at which the ends of the line ought to be.
 DEPTH, SLIGHT = 100.0, 15.0
 # The trapezoid rule for q takes so many standard deviations to either side of a mean.
 REACH_OF_GRID = 4.0
+# Where points that weigh less make an integral infinite, they may be ones where the density underflows.
+LEAST_MASS = 1e-10
 # Of a central difference, in units of the distance over which the function changes: the cube root of the rounding.
 STEP = 6e-6
 # Draws in a block.
@@ -41,21 +45,34 @@ TRUSTED_SHAPE = 0.7
 
 
 class Joint(Wrapped):
-    """A log-density that need not be normalised, given by a function."""
+    """A log-density that need not be normalised, given by a function; on the line `like` hints at where it is."""
 
-    def __init__(self, function, event_shape):
-        ends = np.full(event_shape, np.inf)
+    def __init__(self, function, name, like):
+        ends = np.full(() if like is None else like.event_shape, np.inf)
         super().__init__(function, function, (-ends, ends))
+        self.name = name
+        if like is not None and not like.event_shape:
+            self.landmarks = like.landmarks
 
     def __repr__(self):
         return repr(self.wrapped)
 
 
-def as_target(target, name, event_shape=()):
-    """Return a distribution, and whether it is one: a function is a log-density that need not be normalised."""
+def as_target(target, name, like=None):
+    """Return a distribution, and whether it is one: a function is a log-density that need not be normalised.
+
+    The latter has the dimensions of `like`.
+    """
     if callable(target) and not (hasattr(target, "logpdf") or hasattr(target, "log_prob")):
-        return Joint(target, event_shape), False
+        return Joint(target, name, like), False
     return check_distributions(**{name: target})[0], True
+
+
+def check_not_nan(target, x, logs):
+    """Raise ValueError where log-densities at points that count are NaN."""
+    if np.any(np.isnan(logs)):
+        at = x[np.isnan(logs)][0]
+        raise ValueError(f"{getattr(target, 'name', repr(target))} must not be NaN where it counts, got NaN at {at}")
 
 
 def density_of(target, backend):
@@ -85,42 +102,118 @@ def density_of(target, backend):
     base = target
     while isinstance(base, Transformed):
         base = base.base
-    by_differences = isinstance(base, Wrapped) and base._score is None
+    by_differences = isinstance(base, Wrapped) and not base.has_score
     return log_density, differences if by_differences else score
 
 
-def line_rule(target, log_density, n):
-    """Return points on the line, (n, 1), and the logarithms of the terms whose sum is the integral of a density.
+class LineRule:
+    """The trapezoid rule for a density on the line, where the support is carried to the real line.
 
-    The trapezoid rule where the support is carried to the real line, between the ends of what is within so many nats
-    of the largest term: for what is analytic inside the support it converges exponentially, whatever the tails
-    (Trefethen & Weideman 2014, section 5).
+    It runs where the density is within so many nats of its peak, on each such stretch by itself: for what is analytic
+    inside the support it converges exponentially, whatever the tails (Trefethen & Weideman 2014, section 5). A peak is
+    seen where the log-density rises at one of the points that are looked at. Their distances are 1e-3 of those from
+    the middle (0, or the median of the target's landmarks), or of the scale (1, or the landmarks' quartiles), and
+    beyond some 1e6 scales 2e-2.
     """
-    to_x, _, ends = _carried(*target.support, target.landmarks)
 
-    def at(z):
+    def __init__(self, target, log_density):
+        self.target, self.log_density, self.n_evaluations = target, log_density, 0
+        self.to_x, to_z, self.reach = carried(*target.support, target.landmarks)
         with np.errstate(all="ignore"):
-            x, log_slope, _ = to_x(z)
-            terms = log_density(x[:, None]) + log_slope
-        return x[:, None], np.where(np.isnan(terms), -np.inf, terms)
+            marks = to_z(target.landmarks)
+        core = np.clip([-CORE, CORE], *self.reach)
+        z = np.concatenate([np.linspace(*ends, N_LOOKED_AT) for ends in (self.reach, core)] + [marks])
+        self.z = np.unique(np.clip(z[np.isfinite(z)], *self.reach))
+        try:
+            self.logs = self.at(self.z)
+        except Exception as error:
+            if isinstance(target, Joint):
+                wanted = "q" if target.name == "log_joint" else "start"
+                error.add_note(f"The points were those of the line, (n,); in D dimensions give {wanted}.")
+            raise
+        self.windows = self._windows()
 
-    for zoom in range(MAX_ZOOMS):
-        z = np.linspace(*ends, N_LOOKED_AT)
-        terms = at(z)[1]
-        largest = terms.max()
+    def at(self, z):
+        """Return the log-density in z, blockwise: a function may need memory for each of its data."""
+        self.n_evaluations += z.size
+        out = np.empty(z.shape)
+        flat, logs = z.ravel(), out.reshape(-1)
+        with np.errstate(all="ignore"):
+            for start in range(0, flat.size, BLOCK_SIZE):
+                x, log_slope, _ = self.to_x(flat[start : start + BLOCK_SIZE])
+                logs[start : start + BLOCK_SIZE] = self.log_density(x[:, None]) + log_slope
+        return out
+
+    def _climbed(self, logs):
+        """Return where the highest local maxima are between the points that are looked at, and how high they are."""
+        padded = np.concatenate([[-np.inf], logs, [-np.inf]])
+        peaks = np.flatnonzero((logs > padded[:-2]) & (logs >= padded[2:]))
+        peaks = peaks[np.argsort(-logs[peaks], kind="stable")[:MAX_PEAKS]]
+        low, high = self.z[np.maximum(peaks - 1, 0)], self.z[np.minimum(peaks + 1, len(logs) - 1)]
+        best, height = self.z[peaks], logs[peaks]
+        for _ in range(MAX_CLIMBS):
+            z = np.linspace(low, high, N_CLIMBED, axis=1)
+            values = self.at(z)
+            values[np.isnan(values)] = -np.inf
+            top = values.argmax(axis=1)
+            row, last = np.arange(len(peaks)), height
+            higher = values[row, top] > height
+            best, height = np.where(higher, z[row, top], best), np.where(higher, values[row, top], height)
+            low, high = z[row, np.maximum(top - 1, 0)], z[row, np.minimum(top + 1, N_CLIMBED - 1)]
+            if not np.any(height > last + 1):
+                break
+        return best, height
+
+    def _windows(self):
+        """Return the stretches of z, (W, 2), outside of which the density counts 0."""
+        logs = np.where(np.isnan(self.logs), -np.inf, self.logs)
+        largest = logs.max()
+        if np.isfinite(largest):
+            peaks, heights = self._climbed(logs)
+            largest = heights.max()
         if not np.isfinite(largest):
             raise ValueError(f"the log-density must be finite somewhere, and inf nowhere, got a maximum of {largest}")
-        fall = largest - max(terms[0], terms[-1])
-        if zoom == 0 and fall < 1:
+        fall = largest - max(logs[0], logs[-1])
+        if fall < 1:
             raise ValueError("the density must fall off towards infinity, for its integral to be finite")
-        if zoom == 0 and fall < SLIGHT:
+        if fall < SLIGHT:
             warn_of_accuracy("the density falls off slowly towards the ends of its support: some of it may be missing")
-        inside = np.flatnonzero(terms > largest - DEPTH)
-        ends = z[max(inside[0] - 1, 0)], z[min(inside[-1] + 1, len(z) - 1)]
-        if len(inside) > N_LOOKED_AT / 4:
-            break
-    x, terms = at(np.linspace(*ends, n))
-    return x, terms + math.log((ends[1] - ends[0]) / (n - 1))
+        self.largest = largest
+        peaks = peaks[heights > largest - DEPTH, None]
+        steps = np.diff(self.z).max() * 0.5 ** np.arange(N_HALVINGS)
+        feet = np.clip(np.hstack([peaks - steps, peaks, peaks + steps]).ravel(), *self.reach)
+        z, first = np.unique(np.concatenate([self.z, feet]), return_index=True)
+        inside = np.concatenate([logs, self.at(feet)])[first] > largest - DEPTH
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]])))
+        windows = z[np.clip(edges.reshape(-1, 2) - np.array([1, 0]), 0, len(z) - 1)]
+        return windows if len(windows) <= MAX_PEAKS else np.array([[windows[0, 0], windows[-1, 1]]])
+
+    def zero(self, depth):
+        """Return where the density becomes 0, from within so many nats of its peak and not by underflow, or None."""
+        empty = self.logs == -np.inf
+        # One point alone may be a pole of the log-density.
+        wide = empty & (np.append(empty[1:], True) | np.append(True, empty[:-1]))
+        jumps = np.flatnonzero(wide[1:] != wide[:-1])
+        jumps = jumps[np.maximum(self.logs[jumps], self.logs[jumps + 1]) > self.largest - depth]
+        inside, outside = (np.where(wide[jumps] == side, self.z[jumps], self.z[jumps + 1]) for side in (False, True))
+        # Near enough to tell underflow, and not so near that what falls to 0 continuously seems one.
+        for _ in range(10):
+            middle = (inside + outside) / 2
+            beyond = self.at(middle) == -np.inf
+            inside, outside = np.where(beyond, inside, middle), np.where(beyond, middle, outside)
+        with np.errstate(all="ignore"):
+            zeros = outside[self.log_density(self.to_x(inside)[0][:, None]) > 0.9 * LOG_SMALLEST]
+        return float(self.to_x(zeros)[0][0]) if len(zeros) else None
+
+    def __call__(self, n):
+        """Return points, (n, 1), and the logarithms of the terms whose sum is the integral."""
+        each = -(-n // len(self.windows)) + 1
+        z = np.linspace(*self.windows.T, each, axis=1)
+        logs, x = self.at(z), self.to_x(z)[0]
+        check_not_nan(self.target, x, logs)
+        logs[:, [0, -1]] -= math.log(2)
+        logs += np.log(np.diff(self.windows) / (each - 1))
+        return x.reshape(-1, 1), logs.ravel()
 
 
 def factors_of(q):
@@ -150,29 +243,48 @@ def normal_nodes(n, dimensions, rng):
     return z @ whitener.T, np.full(len(z), 1 / len(z))
 
 
-def nodes_of(target, log_density, n, rng):
-    """Return weighted points of the target, (n, D) and (n,), for expectations under it."""
+def nodes_of(target, log_density, rng):
+    """Return the function of n that gives weighted points of the target, (n, D) and (n,), for expectations under it.
+
+    Of a mixture on the line these are n for each component.
+    """
     if isinstance(target, Mixture):
         means, factors = target.means.reshape(target.n_components, -1), factors_of(target)
-        z, mass = normal_nodes(n if means.shape[1] == 1 else -(-n // len(means)), means.shape[1], rng)
-        x = (means[:, None] + z @ factors.mT).reshape(-1, means.shape[1])
-        return x, np.outer(target.weights, mass).ravel()
-    if not target.event_shape:
-        x, logs = line_rule(target, log_density, n)
+
+        def of_mixture(n):
+            z, mass = normal_nodes(n if means.shape[1] == 1 else -(-n // len(means)), means.shape[1], rng)
+            x = (means[:, None] + z @ factors.mT).reshape(-1, means.shape[1])
+            return x, np.outer(target.weights, mass).ravel()
+
+        return of_mixture
+    if target.event_shape:
+        return lambda n: (target.sample(n, rng=rng).reshape(n, -1), np.full(n, 1 / n))
+    rule = LineRule(target, log_density)
+
+    def on_line(n):
+        x, logs = rule(n)
         return x, np.exp(logs - logsumexp(logs))
-    return target.sample(n, rng=rng), np.full(n, 1 / n)
+
+    return on_line
 
 
-def refined_value(at, tolerance, n=MIN_NODES):
-    """Return at(n) with n doubled until it has changed twice by no more than the tolerance, the change, and n."""
+def refined_value(at, tolerance, n=MIN_NODES, largest=MAX_NODES):
+    """Return at(n) with n doubled until it has changed twice by no more than the tolerance, and the change.
+
+    Where it is infinite, or doubled it would be over the largest, this is the end.
+    """
     value, before = at(n), np.inf
     while True:
+        if not np.all(np.isfinite(value)):
+            return value, np.inf
         n = 2 * n - 1
         last, value = value, at(n)
+        if not np.all(np.isfinite(value)):
+            return value, np.inf
         change = np.abs(value - last)
         worst = np.maximum(before, change)
-        if np.all(worst <= tolerance(value)) or n >= MAX_NODES or not np.all(np.isfinite(value)):
-            return value, worst, n
+        if np.all(worst <= tolerance(value)) or n >= largest:
+            return value, worst
         before = change
 
 
@@ -180,28 +292,43 @@ def _rounding(value):
     return 16 * EPS * (1 + abs(value))
 
 
-def mean_log_ratio(p, log_p, log_q, rtol=None):
-    """Return E[log p - log q] under p on the line, for functions of points (n, 1) that need not be normalised.
+def mean_log_ratio(p, q, rtol=None, backend=None):
+    """Return E[log p - log q] under p on the line, for densities that need not be normalised.
 
     What p is normalised by is in the number.
     """
+    log_p, log_q = (density_of(d, backend)[0] for d in (p, q))
+    joint, n_evaluations, doubtful = isinstance(p, Joint), 0, False
+    nodes = LineRule(p, log_p) if joint else nodes_of(p, log_p, None)
 
     def at(n):
-        if isinstance(p, Joint):
-            x, logs = line_rule(p, log_p, n)
+        nonlocal n_evaluations, doubtful
+        if joint:
+            x, logs = nodes(n)
             total = logsumexp(logs)
             weights, logs = np.exp(logs - total), np.where(logs > -np.inf, log_p(x) - total, 0.0)
         else:
-            x, weights = nodes_of(p, log_p, n, None)
+            x, weights = nodes(n)
             logs = log_p(x)
-        used = weights > 0
-        return float(weights[used] @ (logs[used] - log_q(x[used])))
+        n_evaluations += len(x)
+        x, logs, weights = (part[weights > 0] for part in (x, logs, weights))
+        others = log_q(x)
+        check_not_nan(q, x, others)
+        doubtful = 0 < weights @ (others == -np.inf) < LEAST_MASS
+        return float(weights @ (logs - others))
 
-    value, change, n = refined_value(at, lambda value: max(_rounding(value), (rtol or 1e-12) * abs(value)))
+    largest = MAX_NODES // p.n_components if isinstance(p, Mixture) else MAX_NODES
+    value, change = refined_value(
+        at, lambda value: max(_rounding(value), (rtol or 1e-12) * abs(value)), largest=largest
+    )
+    if math.isinf(value):
+        if doubtful:
+            warn_of_accuracy("the integral is infinite because of points that hardly count: a density may underflow")
+        return Estimate(value, error=math.inf, method="quadrature", n_evaluations=n_evaluations)
     error = change + _rounding(value)
     if not error <= max(1e-8, rtol or 0.0) * (1 + abs(value)):
         warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
-    return Estimate(value, error=error, method="quadrature", n_evaluations=n)
+    return Estimate(value, error=error, method="quadrature", n_evaluations=n_evaluations)
 
 
 def elbo(
@@ -228,20 +355,21 @@ def elbo(
         As in `kl_divergence`: on the line quadrature, or the trapezoid rule, of 500 points unless `num` says
         otherwise; Monte Carlo in D dimensions.
     bounds : (float, float), optional
-        Ends of the integral. By default the trapezoid rule takes four standard deviations to either side of q's means.
+        Ends of the integral. By default the trapezoid rule takes four standard deviations to either side of q's means,
+        and the quantiles of a Gaussian's three where q is no mixture of Gaussians.
 
     Returns
     -------
     Estimate
         :math:`E_q[\log p(x, \theta) - \log q(\theta)]`, in nats. It is the log-evidence less KL(q || posterior)
-        (Blei, Kucukelbir & McAuliffe 2017, section 2.2).
+        (Blei, Kucukelbir & McAuliffe 2017, section 2.2). Where `log_joint` is -inf and q is not, it is -inf ± inf.
 
     Raises
     ------
     TypeError
         If `q` is not a distribution, or `log_joint` neither one nor a function.
     ValueError
-        If they have different dimensions, or a setting is out of range.
+        If they have different dimensions, a setting is out of range, or `log_joint` is NaN where q has mass.
 
     Examples
     --------
@@ -252,17 +380,26 @@ def elbo(
     -4.096546
     """
     (q,) = check_distributions(q=q)
-    target, _ = as_target(log_joint, "log_joint", q.event_shape)
+    target, _ = as_target(log_joint, "log_joint", q)
     check_distributions(q=q, log_joint=target)
     if method == "trapezoid" or (method == "auto" and not (num is None and bounds is None)):
         num = 500 if num is None else num
+        if bounds is None and isinstance(target, Joint) and not q.event_shape and not isinstance(q, Mixture):
+            if not hasattr(q, "quantile"):
+                raise ValueError(f"bounds must be given for {q!r}, which has no quantiles")
+            bounds = tuple(q.quantile(BOUNDS).tolist())
         if bounds is None and isinstance(q, Mixture) and not q.event_shape:
             bounds = np.min(q.means - REACH_OF_GRID * q.stds), np.max(q.means + REACH_OF_GRID * q.stds)
     if isinstance(target, Joint) and not q.event_shape and method != "monte-carlo":
         kl = _kl_from_joint(q, target, method, rtol, bounds, num, backend)
     else:
         kl = kl_divergence(q, target, method=method, rtol=rtol, n=n, rng=rng, bounds=bounds, num=num, backend=backend)
-    return Estimate(-kl, **vars(kl))
+    found = vars(kl)
+    if kl.standard_error is not None:
+        # Of log-ratios that hardly vary the rounding is more.
+        error = math.hypot(kl.standard_error, _rounding(kl))
+        found = {**found, "error": error, "standard_error": error}
+    return Estimate(-kl, **found)
 
 
 def _kl_from_joint(q, target, method, rtol, bounds, num, backend):
@@ -271,16 +408,17 @@ def _kl_from_joint(q, target, method, rtol, bounds, num, backend):
         raise ValueError(f"method must be 'auto', 'quadrature', 'trapezoid' or 'monte-carlo', got {method!r}")
     if rtol is not None and not (isinstance(rtol, Real) and 0 < rtol < 1):
         raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
-    log_q, log_joint = (density_of(d, backend)[0] for d in (q, target))
-    converged = mean_log_ratio(q, log_q, log_joint, rtol)
+    converged = mean_log_ratio(q, target, rtol, backend)
     if method == "quadrature" or bounds is None:
         return converged
     x = np.linspace(*checked_bounds(bounds), as_count(num, "num", 2))
-    logs = log_q(x[:, None])
+    log_q, log_joint = (d.logpdf(x, backend=backend) for d in (q, target))
+    check_not_nan(target, x, log_joint)
     with np.errstate(invalid="ignore"):
-        terms = np.where(logs > -np.inf, np.exp(logs) * (logs - log_joint(x[:, None])), 0.0)
+        terms = np.where(np.exp(log_q) > 0, np.exp(log_q) * (log_q - log_joint), 0.0)
     value = float(np.trapezoid(terms, x))
-    return Estimate(value, error=abs(value - converged) + converged.error, method="trapezoid", n_evaluations=num)
+    distance = 0.0 if value == converged else abs(value - converged)
+    return Estimate(value, error=distance + converged.error, method="trapezoid", n_evaluations=num)
 
 
 def log_evidence(
@@ -301,7 +439,9 @@ def log_evidence(
         The logarithm of likelihood times prior, at points (n,) or (n, D).
     bounds : (float, float), optional
         Ends of the integral on the line, by the trapezoid rule. Without them it is that of all the line, and the rule
-        is refined until it has converged.
+        is refined until it has converged. A peak is not seen where it is narrower than some 1e-4 of its distance from
+        0, next to 0 than 1e-4, or beyond 1e6 than 1e-2 of that distance, and rises from nothing, -inf, or from what
+        falls off more steeply: integrate such by `bounds` or `q`.
     num : int, optional
         Points between the bounds, 500 by default.
     q : distribution, optional
@@ -327,7 +467,8 @@ def log_evidence(
     TypeError
         If `log_joint` is neither a distribution nor a function.
     ValueError
-        If `q` and `bounds` are both given, `num` without `bounds`, or the dimensions do not match.
+        If `q` and `bounds` are both given, `num` without `bounds`, or the dimensions do not match; if the log-density
+        is NaN where it counts, infinite at a point of the rule, or -inf at all of them.
 
     Warns
     -----
@@ -354,10 +495,11 @@ def log_evidence(
     >>> bool(low < np.log(1 / 60) < high)
     True
     """
+    n, rng = as_count(n, "n", 2), as_rng(rng)
     if q is not None:
         if bounds is not None or num is not None:
             raise ValueError("bounds and num are for quadrature: give either them or q")
-        return _by_importance_sampling(log_joint, q, as_count(n, "n", 2), as_rng(rng), backend)
+        return _by_importance_sampling(log_joint, q, n, rng, backend)
     target, _ = as_target(log_joint, "log_joint")
     if target.event_shape:
         raise ValueError(f"q must be given in {target.event_shape[0]} dimensions, to draw from")
@@ -366,27 +508,31 @@ def log_evidence(
     if bounds is None and num is not None:
         raise ValueError("bounds must be given where num is")
     if bounds is None:
-        value, change, n = refined_value(lambda n: float(logsumexp(line_rule(target, log_density, n)[1])), _rounding)
+        rule = LineRule(target, log_density)
+        value, change = refined_value(lambda n: float(logsumexp(rule(n)[1])), _rounding)
         error = change + _rounding(value)
         if not error <= 1e-8:
             warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
-        return Estimate(value, error=error, method="quadrature", n_evaluations=n)
+        return Estimate(value, error=error, method="quadrature", n_evaluations=rule.n_evaluations)
     num = 500 if num is None else as_count(num, "num", 2)
 
     def at(n):
-        return float(logsumexp(_trapezoid_terms(log_density, bounds, n)))
+        return float(logsumexp(_trapezoid_terms(target, log_density, bounds, n)))
 
     value = at(num)
-    converged, change, _ = refined_value(at, lambda later: max(_rounding(later), 1e-3 * abs(later - value)), num)
+    if not math.isfinite(value):
+        raise ValueError(f"the log-density must be finite somewhere, and inf nowhere, got a sum of {value} on {bounds}")
+    converged, change = refined_value(at, lambda later: max(_rounding(later), 1e-3 * abs(later - value)), num)
     beyond = _beyond(log_density, bounds, (bounds[1] - bounds[0]) / (num - 1)) - converged
     error = abs(value - converged) + change + _rounding(value) + float(np.logaddexp(0, beyond))
     return Estimate(value, error=error, method="trapezoid", n_evaluations=num)
 
 
-def _trapezoid_terms(log_density, bounds, n):
+def _trapezoid_terms(target, log_density, bounds, n):
     """Return the logarithms of the terms of the trapezoid rule."""
     x = np.linspace(*bounds, n)
     logs = np.array(log_density(x[:, None]), dtype=np.float64)
+    check_not_nan(target, x, logs)
     logs[[0, -1]] -= math.log(2)
     return logs + math.log((bounds[1] - bounds[0]) / (n - 1))
 
@@ -410,20 +556,27 @@ def _by_importance_sampling(log_joint, q, n, rng, backend):
     from .functionals import effective_sample_size, pareto_k
 
     (q,) = check_distributions(q=q)
-    target, _ = as_target(log_joint, "log_joint", q.event_shape)
+    target, _ = as_target(log_joint, "log_joint", q)
     check_distributions(q=q, log_joint=target)
     seeds = np.random.SeedSequence(rng.integers(1 << 32, size=8).tolist()).spawn(-(-n // BLOCK_SIZE))
 
     def work(start, stop):
         x = q.sample(stop - start, rng=np.random.Generator(np.random.SFC64(seeds[start // BLOCK_SIZE])))
-        return target.logpdf(x, backend=backend) - q.logpdf(x, backend=backend)
+        logs = target.logpdf(x, backend=backend)
+        check_not_nan(target, x, logs)
+        return logs - q.logpdf(x, backend=backend)
 
-    log_weights = np.concatenate(map_blocks(work, n, BLOCK_SIZE))
+    if isinstance(q, Mixture) and isinstance(target, Mixture):
+        found = map_blocks(work, n, BLOCK_SIZE)
+    else:
+        # Other libraries' code is called on the calling thread only.
+        found = [work(start, min(start + BLOCK_SIZE, n)) for start in range(0, n, BLOCK_SIZE)]
+    log_weights = np.concatenate(found)
     value = float(logsumexp(log_weights)) - math.log(n)
     shape, standard_error, size = pareto_k(log_weights), math.inf, 0.0
     if math.isfinite(value):
         weights = np.exp(log_weights - value)
-        standard_error = float(np.std(weights, ddof=1)) / math.sqrt(n)
+        standard_error = math.hypot(float(np.std(weights, ddof=1)) / math.sqrt(n), _rounding(value))
         size = effective_sample_size(log_weights)
     if not shape <= TRUSTED_SHAPE:
         warn_of_accuracy(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import suppress
+import warnings
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from ._arrays import ArrayLike, Floats, Seed
 
 __all__ = ["as_distribution", "log_ratio", "optimal_classifier"]
+
+
+@contextmanager
+def _may_fail():
+    """Let another library's quantiles fail: its solvers may, in the tails."""
+    with suppress(ValueError, ArithmeticError, RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 class Wrapped(Distribution):
@@ -45,12 +54,17 @@ class Wrapped(Distribution):
         """Lower and upper end of where the density is positive."""
         return self._support
 
+    @property
+    def has_score(self):
+        """Whether the score is of a formula, and not by numerical differentiation."""
+        return self._score is not None
+
     @cached_property
     def landmarks(self):
         """Points around which the density changes: none where there is nothing to find them by."""
         if hasattr(self, "quantile"):
-            # Solvers may fail in the tails. Landmarks are hints, and the mass tells where they mislead.
-            with suppress(ValueError, ArithmeticError, RuntimeError):
+            # Landmarks are hints, and the mass tells where they mislead.
+            with _may_fail():
                 return super().landmarks
         return np.empty(0) if self._draw is None else np.quantile(self.sample(999, rng=0), LEVELS)
 
@@ -71,6 +85,9 @@ class Wrapped(Distribution):
         out = np.where(nan, np.nan, -np.inf)
         if np.any(inside):
             values, wanted = np.asarray(self._logpdf(x[inside])), (int(np.count_nonzero(inside)),)
+            if self.event_shape and wanted == (1,) and values.ndim == 0:
+                # To SciPy one row is one point.
+                values = values[None]
             if values.shape != wanted:
                 raise ValueError(f"{self!r} must give log-densities of shape {wanted}, got {values.shape}")
             out = out.astype(np.float32 if values.dtype == np.float32 else np.float64)
@@ -88,9 +105,12 @@ class Wrapped(Distribution):
     @cached_property
     def _quartiles(self):
         """The quartiles, or where there is nothing to find them by, three points of the support."""
-        levels = [0.25, 0.5, 0.75]
+        levels = np.array([0.25, 0.5, 0.75])
         if hasattr(self, "quantile"):
-            return self.quantile(levels)
+            with _may_fail():
+                quartiles = np.asarray(self.quantile(levels), np.float64)
+                if np.all(np.isfinite(quartiles)):
+                    return quartiles
         if self._draw is not None:
             return np.quantile(self.sample(999, rng=0), levels, axis=0)
         low, high = self._support
@@ -270,9 +290,10 @@ def _sampler(obj):
     for name in ("sample", "rvs"):
         method = getattr(obj, name, None)
         if callable(method):
-            keywords = {"rng", "random_state"} & set(inspect.signature(method).parameters)
-            if keywords:
-                return partial(_draw_by, method, keywords.pop())
+            parameters = inspect.signature(method).parameters
+            for keyword in ("rng", "random_state"):
+                if keyword in parameters:
+                    return partial(_draw_by, method, keyword)
     return None
 
 

@@ -37,7 +37,7 @@ INTERVAL = 100
 CHUNK_VALUES = 1 << 26
 CHUNK_STEPS = 1 << 12
 PYTHON_STEPS = 32
-# Beyond these the draws are not to be trusted (Vehtari et al. 2021, with their first bound for R-hat).
+# Beyond these the draws are not to be trusted at all; for final figures Vehtari et al. (2021) ask for 1.01 and 400.
 MAX_R_HAT = 1.05
 MIN_ESS = 100
 # Draws without a move that are no accident.
@@ -45,7 +45,7 @@ MIN_STUCK = 1000
 MAX_RELABELLINGS = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MetropolisState:
     """All that chains need to go on, and to go on to the same bits; it pickles.
 
@@ -55,7 +55,7 @@ class MetropolisState:
     Attributes
     ----------
     tune : int
-        Steps of tuning, of all.
+        Length of the tuning.
     n_steps : int
         Steps made before the chunk.
     n_beyond : int
@@ -66,7 +66,7 @@ class MetropolisState:
     accepted : ndarray, shape (chains, blocks)
         Moves since the scales were last tuned.
     seed : SeedSequence
-        Of which, with the number of the chain and that of its first step, each chunk has its random numbers.
+        From which, with the numbers of the chain and of its first step, the random numbers of each chunk come.
     """
 
     tune: int
@@ -78,7 +78,7 @@ class MetropolisState:
     seed: np.random.SeedSequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MetropolisResult:
     """Draws from a posterior, in chains.
 
@@ -183,7 +183,7 @@ class MetropolisResult:
 
         This is the order whose weights, means and standard deviations, in units of their spread, have the least
         squared distance from those of a pivot: first the draw of highest log-density, then the mean of the draws in
-        their new order, until nothing changes. Log-densities stay.
+        their new order, until nothing changes. Log-densities stay; `state`, `accept` and `scales` keep the old order.
 
         Raises
         ------
@@ -198,11 +198,8 @@ class MetropolisResult:
         Marin, Mengersen & Robert (2005), Bayesian modelling and inference on mixtures of distributions, section 4.
         """
         switched = _is_switched(self._order)
-        order = self._order[switched]
         theta = self.theta.copy()
-        if len(order):
-            draws = {name: _in_order(value[switched], order) for name, value in self.samples.items()}
-            theta[switched] = self.model.unconstrain(**draws)
+        theta[switched] = self.model.in_order(theta[switched], self._order[switched])
         return replace(self, theta=theta)
 
     @cached_property
@@ -256,7 +253,8 @@ class _MixtureWalk:
         values = model.n_rows * len(model.blocks) * (model.n_features + model.n_components)
         self.chunk = min(max(CHUNK_VALUES // values, 1), CHUNK_STEPS)
         self.chains_at_once = 1
-        self.logp_grad = lambda theta: model.logp_grad(theta, backend=backend)
+        # By one kernel set, so that chains begin at the same mode under each.
+        self.logp_grad = lambda theta: model.logp_grad(theta, backend="cython")
         self.lowest = np.full(model.dim, -np.inf)
         if model.has_scales:
             with np.errstate(divide="ignore"):
@@ -287,6 +285,8 @@ class _PythonWalk:
             raise TypeError(f"model must {wanted}, got {model!r}")
         self.dim = as_count(dim[0] if isinstance(dim, tuple) else dim, "model.dim", 1)
         self.blocks = list(getattr(model, "blocks", [slice(i, i + 1) for i in range(self.dim)]))
+        if not all(isinstance(block, slice) for block in self.blocks):
+            raise TypeError(f"model.blocks must be slices, got {self.blocks}")
         moved = np.zeros(self.dim, dtype=bool)
         for block in self.blocks:
             moved[block] = True
@@ -445,8 +445,8 @@ def _sample(model, walk, state, n_draws, progress):
 def metropolis(
     model: Any,
     draws: int = 1000,
-    tune: int = TUNE,
-    chains: int = CHAINS,
+    tune: int | None = None,
+    chains: int | None = None,
     *,
     start: ArrayLike | None = None,
     rng: Seed = None,
@@ -474,9 +474,9 @@ def metropolis(
     draws : int
         Draws of each chain.
     tune : int
-        Steps before them.
+        Steps before them, 500 by default.
     chains : int
-        Number of chains.
+        Number of chains, 2 by default.
     start : array_like, shape (P,) or (chains, P), optional
         Where chains begin. Else all begin at a mode: the highest one that L-BFGS finds from four of ``model.start``,
         or from draws of a standard normal. Modes at which a standard deviation of a `MixtureModel` is a thousandth of
@@ -496,7 +496,7 @@ def metropolis(
     Returns
     -------
     MetropolisResult
-        After Ctrl-C, that of the draws made until then, as many of each chain, with ``complete`` False.
+        After Ctrl-C during the steps, that of the draws until then, as many of each chain, with ``complete`` False.
 
     Raises
     ------
@@ -534,13 +534,16 @@ def metropolis(
     >>> bool(abs(normal.theta.std() - 1) < 0.1)
     True
     """
-    draws, tune, chains = as_count(draws, "draws", 1), as_count(tune, "tune", 0), as_count(chains, "chains", 1)
+    draws = as_count(draws, "draws", 1)
     if state is not None:
         if not isinstance(state, MetropolisState):
             raise TypeError(f"state must be that of a MetropolisResult, got {state!r}")
-        if (tune, chains) != (TUNE, CHAINS) or start is not None or rng is not None:
+        if any(given is not None for given in (tune, chains, start, rng)):
             raise TypeError("state brings its own tune, chains, start and rng: give none of them with it")
         chains = len(state.theta)
+    else:
+        tune = TUNE if tune is None else as_count(tune, "tune", 0)
+        chains = CHAINS if chains is None else as_count(chains, "chains", 1)
     if isinstance(model, MixtureModel):
         walk = _MixtureWalk(model, chains, backend)
     else:

@@ -38,17 +38,17 @@ def _checked_data(X):
         raise ValueError(f"X must have rows and columns, got an array of shape {X.shape}")
     if not np.all(np.isfinite(X)):
         raise ValueError("X must be finite, got NaN or infinity")
-    return np.ascontiguousarray(X)
+    return np.array(X, order="C")
 
 
 def _scale_prior(prior):
     """Return the kernels' code of a prior of standard deviations, its two numbers, and its log norm."""
-    if not (isinstance(prior, tuple) and prior and prior[0] in SCALE_PRIORS):
+    if not (isinstance(prior, tuple) and prior and prior[0] in tuple(SCALE_PRIORS)):
         wanted = "('half-normal', scale) or ('inverse-gamma', shape, scale)"
         raise ValueError(f"scale_prior must be {wanted}, got {prior!r}")
     name, *numbers = prior
     if len(numbers) != SCALE_PRIORS[name]:
-        raise ValueError(f"scale_prior {name!r} takes {SCALE_PRIORS[name]} numbers, got {numbers}")
+        raise ValueError(f"scale_prior must have {SCALE_PRIORS[name]} after {name!r}, got {numbers}")
     first, second = (float(_positive(number, "scale_prior", ())) for number in [*numbers, 1.0][:2])
     if name == "half-normal":
         return SCALE_PRIORS[name], first**-2, 0.0, math.log(2) - LOG_2PI / 2 - math.log(first)
@@ -137,14 +137,17 @@ class MixtureModel:
         self.has_scales = isinstance(cov, str) and cov == "diag"
         constant = math.lgamma(self._concentration.sum()) - math.fsum(map(math.lgamma, self._concentration))
         constant -= n_means * (LOG_2PI / 2 + math.log(scale)) + n * n_dims * LOG_2PI / 2
-        code, first, second, log_norm = _scale_prior(scale_prior) if self.has_scales else (0, 0.0, 0.0, 0.0)
+        code, first, second, log_norm = _scale_prior(scale_prior)
+        if not self.has_scales:
+            code = log_norm = 0
         constant += n_means * log_norm
         self.cov = None if self.has_scales else np.eye(n_dims)
         self._whitener, self._rows = np.eye(n_dims), self.X
         if not isinstance(cov, str):
-            gaussian = MultivariateNormal(np.zeros(n_dims), np.diag(cov) if np.ndim(cov) == 1 else cov)
+            cov = as_float_array(cov, "cov")
+            gaussian = MultivariateNormal(np.zeros(n_dims), np.diag(cov) if cov.ndim == 1 else cov)
             self.cov, self._whitener = gaussian.covs[0], gaussian.kernel_parameters(FLOAT64)[2][0]
-            self._rows = np.ascontiguousarray((self.X @ self._whitener.T).astype(self.X.dtype))
+            self._rows = np.ascontiguousarray(self.X @ self._whitener.T)
             constant += n * float(np.sum(np.log(np.diag(self._whitener))))
         self._prior = np.array([code, scale**-2, first, second, constant])
         self.blocks = [slice(0, self.n_components - 1)]
@@ -196,7 +199,10 @@ class MixtureModel:
         theta = np.ascontiguousarray(self._checked(theta, (self.dim,)))
         rows = NO_ROWS
         if batch is not None:
-            rows = np.ascontiguousarray(batch, dtype=np.intp)
+            rows = np.asarray(batch)
+            if rows.dtype.kind not in "iu" and rows.size:
+                raise TypeError(f"batch must be row numbers, got an array of dtype {rows.dtype}")
+            rows = np.ascontiguousarray(rows, dtype=np.intp)
             if rows.ndim != 1 or not rows.size or rows.min() < 0 or rows.max() >= self.n_rows:
                 raise ValueError(f"batch must be some of the rows 0 to {self.n_rows - 1}, got {batch!r}")
         out = np.empty(self.dim + 1)
@@ -228,7 +234,8 @@ class MixtureModel:
         kernel = kernels().mixture_model_logp_grad
 
         def logp_grad(theta):
-            out = np.empty(len(theta) + 1)
+            theta = np.ascontiguousarray(self._checked(theta, (self.dim,)))
+            out = np.empty(self.dim + 1)
             kernel(x, NO_ROWS, *parameters, theta, out)
             return float(out[0]), out[1:]
 
@@ -281,18 +288,44 @@ class MixtureModel:
         if weights.shape[-1:] != (self.n_components,) or means.shape != shape:
             got = f"{weights.shape} and {means.shape}"
             raise ValueError(f"weights and means must have shapes (..., K) and (..., K, D), got {got}")
+        if not np.all(np.abs(weights.sum(axis=-1) - 1) < 1e-8) or not np.all(weights > 0):
+            raise ValueError(f"weights must be positive and sum to 1, got {weights}")
+        if not np.all(np.isfinite(means)):
+            raise ValueError(f"means must be finite, got {means}")
         parts = [means.reshape(*shape[:-2], -1)]
         if self.n_components > 1:
             parts.insert(0, StickBreaking().inverse(weights))
         if self.has_scales:
             stds = as_float_array(stds, "stds")
-            if stds.shape != shape or not np.all(stds > 0):
-                raise ValueError(f"stds must be positive and have the shape of means, {shape}, got {stds.tolist()}")
+            if stds.shape != shape or not np.all((stds > 0) & np.isfinite(stds)):
+                raise ValueError(f"stds must be positive and have the shape of means, {shape}, got {stds}")
             parts.append(np.log(stds).reshape(*shape[:-2], -1))
-        theta = np.concatenate(parts, axis=-1).astype(np.float64)
-        if not np.all(np.isfinite(theta)):
-            raise ValueError(f"weights must be positive and sum to 1, and means finite, got weights {weights.tolist()}")
-        return theta
+        return np.concatenate(parts, axis=-1).astype(np.float64)
+
+    def in_order(self, theta: ArrayLike, order: ArrayLike) -> NDArray[np.float64]:
+        """Return theta (..., P) with the components in another order, (..., K).
+
+        Weights stay in logarithms, so that none is lost that underflows.
+
+        Examples
+        --------
+        >>> from fastdiv import MixtureModel
+        >>> MixtureModel([[0.0], [1.0]], 2).in_order([2.0, -1.0, 1.0], [1, 0])
+        array([-2.,  1., -1.])
+        """
+        from .transforms import StickBreaking
+
+        theta, order = self._checked(theta, None), np.asarray(order)
+        n_sticks = self.n_components - 1
+        rest = theta[..., n_sticks:].reshape(*theta.shape[:-1], 1 + self.has_scales, self.n_components, self.n_features)
+        rest = np.take_along_axis(rest, order[..., None, :, None], axis=-2)
+        rest = rest.reshape(*theta.shape[:-1], self.dim - n_sticks)
+        if not n_sticks:
+            return rest
+        log_weights = np.take_along_axis(StickBreaking().log_forward(theta[..., :n_sticks]), order, axis=-1)
+        beyond = np.logaddexp.accumulate(log_weights[..., ::-1], axis=-1)[..., ::-1][..., 1:]
+        sticks = log_weights[..., :-1] - beyond + np.log(np.arange(n_sticks, 0, -1))
+        return np.concatenate([sticks, rest], axis=-1)
 
     def to_mixture(self, theta: ArrayLike) -> Mixture:
         """Return the mixture of one theta (P,), as a distribution."""

@@ -332,7 +332,7 @@ def _integrate_component(p, q, k, lower, upper, rtol, module):
     return result
 
 
-def _carried(low, high, marks):
+def carried(low, high, marks):
     """Carry a support to the real line of z: by the logistic function between two ends, exp from one, sinh from none.
 
     Return the map of z to x, the logarithm of its slope, and |x| in distances to the nearest end; its inverse; and the
@@ -385,7 +385,7 @@ class _OnZ:
 
     def __init__(self, p, backend):
         self.p, self.backend, self.n_evaluations = p, backend, 0
-        self.to_x, self.to_z, self.reach = _carried(*p.support, p.landmarks)
+        self.to_x, self.to_z, self.reach = carried(*p.support, p.landmarks)
         if len(p.landmarks):
             marks = self.to_z(p.landmarks)
             outward = 2.0 ** np.arange(-1, 11)

@@ -6,7 +6,8 @@ import copy
 import inspect
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,13 +53,14 @@ WINDOW = 500
 # Values of the data, and steps, between two looks at Ctrl-C: some hundredths of a second.
 CHUNK_VALUES = 1 << 22
 CHUNK_STEPS = 1 << 12
+PYTHON_STEPS = 32
 # Draws for the bound and the shape of the weights' tail.
 N_DRAWS = 2000
 # Above this shape of the weights' tail the fit is not to be trusted (Vehtari et al. 2024).
 MAX_PARETO_K = 0.7
 
 
-@dataclass
+@dataclass(eq=False)
 class ADVIState:
     """All that a fit needs to go on, and to go on to the same bits; it pickles.
 
@@ -74,7 +76,7 @@ class ADVIState:
     losses : ndarray
         Those of all steps made.
     order : ndarray
-        The rows by chance, of which mini-batches are stretches; empty without batches.
+        The rows in random order, of which mini-batches are stretches; empty without batches.
     noise, places : Generator
         Where the draws come from, and where the stretches begin.
     """
@@ -124,8 +126,9 @@ class ADVIResult:
     2500
     """
 
-    def __init__(self, model: Any, state: ADVIState, converged: bool, complete: bool) -> None:
+    def __init__(self, model: Any, state: ADVIState, converged: bool, complete: bool, backend: str | None) -> None:
         self.model, self.state, self.converged, self.complete = model, state, converged, complete
+        self._backend = backend
         n_params = _n_params(state)
         self.losses = state.losses
         self.loc = state.phi[:n_params].copy()
@@ -138,7 +141,8 @@ class ADVIResult:
         ended = "converged" if self.converged else "not converged"
         if not self.complete:
             ended = "interrupted"
-        return f"<ADVIResult of {len(self.losses)} steps, {ended}, last losses {self.losses[-WINDOW:].mean():.6g}>"
+        last = f", last losses {self.losses[-WINDOW:].mean():.6g}" if len(self.losses) else ""
+        return f"<ADVIResult of {len(self.losses)} steps, {ended}{last}>"
 
     def sample(self, n: int, *, rng: Seed = None) -> NDArray[np.float64]:
         """Draw unconstrained parameters, (n, P)."""
@@ -161,6 +165,15 @@ class ADVIResult:
         """Return `n` draws in the original space as ArviZ takes them, in one chain; needs ArviZ."""
         return inference_data(posterior={name: draws[None] for name, draws in self.draws(n, rng=rng).items()})
 
+    def _logp(self, theta):
+        """Return the log-density by all rows."""
+        if isinstance(self.model, MixtureModel):
+            return self.model.logp_grad(theta, backend=self._backend)[0]
+        density, is_compiled, takes_rows = _density_of(self.model)
+        if not takes_rows:
+            return density(theta)[0]
+        return density(theta, np.arange(self.model.n_rows) if is_compiled else None)[0]
+
     @cached_property
     def elbo(self) -> Estimate:  # noqa: D102
         from .functionals import pareto_k
@@ -168,8 +181,7 @@ class ADVIResult:
         noise = np.random.default_rng(0).standard_normal((N_DRAWS, len(self.loc)))
         log_q = -np.sum(noise**2, axis=1) / 2 - len(self.loc) * math.log(2 * math.pi) / 2
         log_q -= np.sum(np.log(np.diag(self.cholesky)))
-        logp_grad = _density(self.model, None)
-        log_weights = np.array([logp_grad(theta)[0] for theta in self._place(noise)]) - log_q
+        log_weights = np.array([self._logp(theta) for theta in self._place(noise)]) - log_q
         shape = pareto_k(log_weights)
         if shape > MAX_PARETO_K:
             warn_of_accuracy(
@@ -187,19 +199,38 @@ class ADVIResult:
         )
 
 
-def _density(model, batch_size):
-    """Return a function of parameters and rows that gives a model's log-density and its gradient."""
-    density = model.logp_grad if hasattr(model, "logp_grad") else model
-    if hasattr(density, "py_func"):
-        takes_rows = len(inspect.signature(density.py_func).parameters) > 1
-        return density if takes_rows else _without_rows(density)
-    return lambda theta, rows=None: density(theta, rows if batch_size else None)
+def _density_of(model):
+    """Return the function that gives a log-density and its gradient, and whether it is compiled and takes rows."""
+    density = getattr(model, "logp_grad", model)
+    is_compiled = hasattr(density, "py_func")
+    try:
+        inspect.signature(density.py_func if is_compiled else density).bind("theta", "rows")
+    except TypeError:
+        return density, is_compiled, False
+    return density, is_compiled, True
 
 
+@cache
 def _without_rows(density):
     from numba import njit
 
-    return njit(nogil=True)(lambda theta, rows=None: density(theta))
+    return njit(nogil=True)(lambda theta, rows: density(theta))
+
+
+def _density(model, batch_size):
+    """Return the function of parameters and rows that the steps call."""
+    density, is_compiled, takes_rows = _density_of(model)
+    if batch_size and not takes_rows:
+        raise TypeError("batch_size is for log-densities of parameters and rows")
+    if is_compiled and takes_rows and not batch_size:
+        raise TypeError("a compiled log-density of parameters and rows needs batch_size, for all rows their number")
+    if is_compiled:
+        return density if takes_rows else _without_rows(density)
+    return (lambda theta, rows: density(theta, rows if batch_size else None)) if takes_rows else _any_rows(density)
+
+
+def _any_rows(density):
+    return lambda theta, rows: density(theta)
 
 
 def _advance(model, batch_size, backend):
@@ -229,7 +260,7 @@ def _begin(model, options, start, rng):
     if start is None:
         start = model.start(first) if hasattr(model, "start") else np.zeros(model.dim)
     start = as_float_array(start, "start").astype(np.float64)
-    dim = getattr(model, "dim", start.size)
+    dim = as_count(getattr(model, "dim", start.size), "model.dim", 1)
     if start.shape != (dim,) or not np.all(np.isfinite(start)):
         raise ValueError(f"start must be finite and have shape {(dim,)}, got {start.tolist()}")
     n_below = dim * (dim - 1) // 2 if options["family"] == "full-rank" else 0
@@ -238,17 +269,25 @@ def _begin(model, options, start, rng):
     order = np.empty(0, dtype=np.intp)
     if options["batch_size"]:
         order = places.permutation(model.n_rows).astype(np.intp, copy=False)
+    if not isinstance(model, MixtureModel):
+        logp, gradient = _density(model, options["batch_size"])(start, order[: options["batch_size"]])
+        if np.shape(logp) != () or np.shape(gradient) != (dim,) or not np.all(np.isfinite([logp, *gradient])):
+            got = f"{logp!r} and {gradient!r}"
+            raise ValueError(f"model must give a finite number and gradient of shape {(dim,)} at the start, got {got}")
     return ADVIState(options, phi, moments, np.empty(0), order, noise, places)
 
 
 def _checked_options(model, family, optimizer, learning_rate, batch_size, n_draws):
+    family, optimizer = family or "mean-field", optimizer or "adagrad"
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(map(repr, FAMILIES))}, got {family!r}")
-    if optimizer not in OPTIMIZERS:
+    if optimizer not in tuple(OPTIMIZERS):
         raise ValueError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, got {optimizer!r}")
     if learning_rate is None:
         learning_rate = OPTIMIZERS[optimizer].learning_rate
-    if not (isinstance(learning_rate, int | float) and 0 < learning_rate < math.inf):
+    if not isinstance(learning_rate, Real):
+        raise TypeError(f"learning_rate must be a number, got {learning_rate!r}")
+    if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
     if batch_size is not None:
         batch_size = as_count(batch_size, "batch_size", 1)
@@ -261,28 +300,41 @@ def _checked_options(model, family, optimizer, learning_rate, batch_size, n_draw
         "optimizer": optimizer,
         "learning_rate": float(learning_rate),
         "batch_size": batch_size,
-        "n_draws": as_count(n_draws, "n_draws", 1),
+        "n_draws": 1 if n_draws is None else as_count(n_draws, "n_draws", 1),
     }
 
 
-def _has_settled(losses, tol):
-    """Tell whether the mean loss of the last window is not lower than that of the one before, by `tol` and by noise."""
+def _checked_state(state, model):
+    if not isinstance(state, ADVIState):
+        raise TypeError(f"state must be that of an ADVIResult, got {state!r}")
+    dim, n_rows = _n_params(state), len(state.order)
+    if dim != getattr(model, "dim", dim) or n_rows not in (0, getattr(model, "n_rows", 0)):
+        raise ValueError(f"state must be of the same model, got that of one with {dim} parameters and {n_rows} rows")
+    return copy.deepcopy(state)
+
+
+def _gain(losses):
+    """Return by how much the mean loss of the last window is lower than that of the one before, and the noise of it."""
     if len(losses) < 2 * WINDOW:
-        return False
+        return math.inf, 0.0
     before, last = losses[-2 * WINDOW : -WINDOW], losses[-WINDOW:]
-    noise = 3 * math.sqrt((last.var() + before.var()) / WINDOW)
-    return bool(before.mean() - last.mean() <= max(tol, noise))
+    return before.mean() - last.mean(), 3 * math.sqrt((last.var() + before.var()) / WINDOW)
+
+
+def _has_settled(losses, tol):
+    gain, noise = _gain(losses)
+    return bool(abs(gain) <= max(tol, noise))
 
 
 def advi(
     model: Any,
     n_steps: int,
     *,
-    family: str = "mean-field",
-    optimizer: str = "adagrad",
+    family: str | None = None,
+    optimizer: str | None = None,
     learning_rate: float | None = None,
     batch_size: int | None = None,
-    n_draws: int = 1,
+    n_draws: int | None = None,
     tol: float | None = None,
     start: ArrayLike | None = None,
     state: ADVIState | None = None,
@@ -303,21 +355,22 @@ def advi(
     ----------
     model : MixtureModel or object or function
         An object has ``dim`` and ``logp_grad(theta, batch)``, the log-density of unconstrained parameters (P,) and
-        its gradient, for the rows of a mini-batch or for None, all of them; optionally ``n_rows``, ``start(rng)`` and
-        ``constrain(theta)``. If ``logp_grad``, or the model itself, is a function compiled by Numba's ``njit``, of
-        theta or of theta and an array of rows, so are the steps.
+        its gradient, for the rows of a mini-batch or for None, all of them, or ``logp_grad(theta)``; optionally
+        ``n_rows``, ``start(rng)`` and ``constrain(theta)``. If ``logp_grad``, or the model itself, is compiled by
+        Numba's ``njit``, so are the steps; one that takes rows needs `batch_size`.
     n_steps : int
         Steps to make.
     family : {"mean-field", "full-rank"}
-        Gaussian with a diagonal or a full covariance.
+        Gaussian with a diagonal covariance, the default, or a full one.
     optimizer : {"adagrad", "adagrad-window", "adam", "rmsprop", "sgd"}
-        "adagrad-window" sums the last ten squared gradients, as PyMC does by default; "sgd" has momentum 0.9.
+        "adagrad" by default; "adagrad-window" sums the last ten squared gradients, as PyMC does by default; "sgd" has
+        momentum 0.9.
     learning_rate : float, optional
         By default 0.1, 0.001, 0.01, 0.001 and 0.001 in that order.
     batch_size : int, optional
-        Rows of a mini-batch, a stretch of the rows in an order by chance; without it, each step takes all.
+        Rows of a mini-batch, a stretch of the rows in random order; without it, each step takes all.
     n_draws : int
-        Draws of a step, over which gradients are averaged.
+        Draws of a step, over which gradients are averaged; 1 by default.
     tol : float, optional
         Stop where the mean loss of 500 steps is not lower by `tol` nats than that of the 500 before.
     start : array_like, shape (P,), optional
@@ -334,7 +387,7 @@ def advi(
     Returns
     -------
     ADVIResult
-        After Ctrl-C that of the steps made until then, with ``complete`` False.
+        After Ctrl-C during the steps that of those made until then, with ``complete`` False.
 
     Raises
     ------
@@ -346,7 +399,7 @@ def advi(
     Warns
     -----
     AccuracyWarning
-        If the losses still fall at the end.
+        If the losses still fall at the end, or rise.
 
     References
     ----------
@@ -365,24 +418,27 @@ def advi(
     [0.2, 0.8]
     """
     if not (hasattr(model, "logp_grad") and hasattr(model, "dim")) and not (
-        hasattr(model, "py_func") and start is not None
+        hasattr(model, "py_func") and (start is not None or state is not None)
     ):
         wanted = "an object with dim and logp_grad, or a function compiled by njit with a start"
         raise TypeError(f"model must be a MixtureModel, {wanted}, got {type(model).__name__}")
     n_steps = as_count(n_steps, "n_steps", 1)
-    if tol is not None and not (isinstance(tol, int | float) and tol >= 0):
+    if tol is not None and not (isinstance(tol, Real) and tol >= 0):
         raise ValueError(f"tol must not be negative, got {tol!r}")
     given = family, optimizer, learning_rate, batch_size, n_draws, start, rng
     if state is None:
         state = _begin(model, _checked_options(model, *given[:5]), start, rng)
-    elif given != ("mean-field", "adagrad", None, None, 1, None, None):
+    elif any(option is not None for option in given):
         raise TypeError("state brings its own options, start and rng: give none of them with it")
-    state = copy.deepcopy(state)
+    else:
+        state = _checked_state(state, model)
     complete = _climb(model, state, n_steps, tol, progress, backend)
-    converged = _has_settled(state.losses, tol or 0.0)
-    if complete and not converged and len(state.losses) >= 2 * WINDOW:
+    gain, noise = _gain(state.losses)
+    if gain < -noise:
+        warn_of_accuracy("the evidence's bound fell at the end: take a smaller learning_rate")
+    elif complete and noise < gain < math.inf:
         warn_of_accuracy("the evidence's bound still rose at the end: take more steps, or larger ones")
-    return ADVIResult(model, state, converged, complete)
+    return ADVIResult(model, state, _has_settled(state.losses, tol or 0.0), complete, backend)
 
 
 def _climb(model, state, n_steps, tol, progress, backend):
@@ -395,7 +451,8 @@ def _climb(model, state, n_steps, tol, progress, backend):
     around = np.append(state.order, state.order[: max(batch_size - 1, 0)])
     stretches = np.lib.stride_tricks.sliding_window_view(around, batch_size)
     chunk = CHUNK_VALUES // (n_draws * (batch_size or getattr(model, "n_rows", 1)) * n_params)
-    chunk = min(max(chunk, 1), CHUNK_STEPS if tol is None else WINDOW)
+    most = CHUNK_STEPS if isinstance(model, MixtureModel) else PYTHON_STEPS
+    chunk = min(max(chunk, 1), most if tol is None else min(most, WINDOW))
     first = len(state.losses)
     losses = np.concatenate([state.losses, np.empty(n_steps)])
     # What a chunk comes to is taken over at once, or on Ctrl-C not at all.
@@ -412,7 +469,9 @@ def _climb(model, state, n_steps, tol, progress, backend):
                 part = losses[made : made + size]
                 advance(rows, noise, optimizer.code, *numbers, made, phi, moments, part)
                 if not (np.all(np.isfinite(phi)) and np.all(np.isfinite(part))):
-                    raise ValueError(f"the steps diverge: learning_rate={numbers[0]} is too large for this model")
+                    raise ValueError(
+                        f"the steps diverge: learning_rate={numbers[0]} is too large, or the density not finite"
+                    )
                 states = state.noise.bit_generator.state, state.places.bit_generator.state
                 reached = made + size, phi, moments, *states
                 show(size, lambda part=part: f"loss {part[-WINDOW:].mean():.5g}")

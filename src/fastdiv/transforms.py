@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +88,8 @@ class Transform:
     domain = (-np.inf, np.inf)
     # Whether larger x give larger y; None where there is no such order.
     increasing: bool | None = True
+    # Whether points before, and points after, are on the simplex.
+    _on_simplex = (False, False)
     # Length of the last axis of x, where the transform knows it.
     _columns: int | None = None
 
@@ -227,7 +230,8 @@ class Transform:
         return ()
 
     def _key(self):
-        return tuple(np.asarray(value).tolist() for value in self._parameters())
+        # Of two zeros that are equal, the one that is printed without a sign.
+        return tuple((np.asarray(value) + 0.0).tolist() for value in self._parameters())
 
     def __eq__(self, other):
         return self._key() == other._key() if type(self) is type(other) else NotImplemented
@@ -518,6 +522,7 @@ class StickBreaking(Transform):
     event_dim = 1
     codomain = (0.0, 1.0)
     increasing = None
+    _on_simplex = (False, True)
 
     def log_forward(self, x: ArrayLike) -> Floats:
         """Logarithms of the weights, right also where these underflow.
@@ -641,6 +646,7 @@ class Inverse(Transform):
         self.transform = checked_transform(transform, "transform")
         self.domain, self.codomain = transform.codomain, transform.domain
         self.event_dim, self.increasing = transform.event_dim, transform.increasing
+        self._on_simplex = transform._on_simplex[::-1]
 
     @property
     def inv(self) -> Transform:
@@ -700,7 +706,8 @@ class Compose(Transform):
     TypeError
         If one of them is not a transform.
     ValueError
-        If there are none, or nothing that one gives is in the domain of the next.
+        If there are none, if nothing that one gives is in the domain of the next, or if on the simplex another one
+        stands than `StickBreaking` and its inverse: it would lead off it.
 
     Examples
     --------
@@ -722,6 +729,10 @@ class Compose(Transform):
             checked_transform(transform, f"transforms[{i}]")
             parts += transform.transforms if isinstance(transform, Compose) else [transform]
         self.transforms = tuple(parts)
+        for before, after in pairwise(parts):
+            if before._on_simplex[1] != after._on_simplex[0]:
+                raise ValueError(f"on the simplex only StickBreaking and its inverse may meet, got {self!r}")
+        self._on_simplex = parts[0]._on_simplex[0], parts[-1]._on_simplex[1]
         self.event_dim = max(part.event_dim for part in parts)
         falling = [part.increasing is False for part in parts]
         self.increasing = None if any(part.increasing is None for part in parts) else sum(falling) % 2 == 0
@@ -833,12 +844,14 @@ class Transformed(Distribution):
     TypeError
         If `base` is not a distribution, or `transform` not a transform.
     ValueError
-        If the base's support is not in the transform's domain, or its dimensions are not the transform's.
+        If the base's support is not in the transform's domain, its dimensions are not the transform's, or the base was
+        carried to the simplex and the transform is not one of the simplex.
 
     Notes
     -----
-    At an end of the support the density is its limit, and the score that of a point close by; in D dimensions there is
-    no density on the boundary. `cdf` and `quantile` are there on the line where the base has them.
+    At an end of the support density and score are those at the base's end, or where the transform has no slope there,
+    the density is its limit and the score that of a point close by; in D dimensions there is no density on the
+    boundary. `cdf` and `quantile` are there on the line where the base has them.
 
     Where an `Interval` undone carries the base's whole support to the line, as by `unconstrain`, tails are right also
     where a point of the interval rounds to its end: there the density goes on as a power of the distance from the end.
@@ -858,6 +871,8 @@ class Transformed(Distribution):
         (self.base,) = check_distributions(base=base)
         self.transform = checked_transform(transform, "transform")
         self.event_shape = transform._shape(self.base.event_shape)
+        if isinstance(self.base, Transformed) and self.base.transform._on_simplex[1] and not transform._on_simplex[0]:
+            raise ValueError(f"base is on the simplex, which only StickBreaking().inv leads from, got {transform!r}")
         ends = tuple(self.base.support)
         if not (np.all(ends[0] >= transform.domain[0]) and np.all(ends[1] <= transform.domain[1])):
             raise ValueError(
@@ -915,9 +930,9 @@ class Transformed(Distribution):
         with np.errstate(all="ignore"):
             out = self._interior_logpdf(y, backend)
             out = np.where(self._inside(y), out, np.where(self._any(np.isnan(y)), np.nan, -np.inf))
-            for end, inwards in self._finite_ends():
+            for end, inwards, base_end in self._finite_ends():
                 if np.any(y == end):
-                    out = np.where(y == end, self._limit(end, inwards, backend), out)
+                    out = np.where(y == end, self._limit(end, inwards, base_end, backend), out)
         return out.astype(x.dtype, copy=False)[()]
 
     def score(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
@@ -951,13 +966,10 @@ class Transformed(Distribution):
         density = np.asarray(self.logpdf(y, backend=backend))
         with np.errstate(all="ignore"):
             out = self._interior_score(y, backend)
-            for end, inwards in self._finite_ends():
+            for end, inwards, base_end in self._finite_ends():
                 if np.any(y == end):
-                    # As far from the end as lets both rounding and the way from there be small.
-                    scale = abs(np.median(self.landmarks) - end) if len(self.landmarks) else 1.0
-                    near = end + inwards * KNOWN_SCORE[0] * scale
-                    at_end = np.where(density == np.inf, -np.inf * inwards, self._interior_score(near, backend))
-                    out = np.where(y == end, at_end, out)
+                    slope = self._score_at(end, inwards, base_end, backend)
+                    out = np.where(y == end, np.where(density == np.inf, -np.inf * inwards, slope), out)
         density = density[..., None] if self.event_shape else density
         out = np.where(np.isnan(density), np.nan, np.where(density == -np.inf, 0.0, out))
         return out.astype(x.dtype, copy=False)[()]
@@ -1028,10 +1040,11 @@ class Transformed(Distribution):
         return ~self._any(outside) & np.isfinite(self._inverse.forward(y)).all(axis=-1)
 
     def _finite_ends(self):
-        """Return the ends on the line that are points, each with the direction inwards."""
+        """Return the ends on the line that are points, each with the direction inwards and the end of the base."""
         if self.event_shape:
             return []
-        return [(end, inwards) for end, inwards in zip(self._support, (1, -1), strict=True) if np.isfinite(end)]
+        base_ends = self.base.support if self.transform.increasing else self.base.support[::-1]
+        return [ends for ends in zip(self._support, (1, -1), base_ends, strict=True) if np.isfinite(ends[0])]
 
     def _interior_logpdf(self, y, backend):
         if self._to_line:
@@ -1049,12 +1062,37 @@ class Transformed(Distribution):
             pulled = self._inverse.pullback(y, self.base.score(self._inverse.forward(y), backend=backend))
         return pulled + self._inverse.log_abs_det_jacobian_gradient(y)
 
-    def _limit(self, end, inwards, backend):
+    def _limit(self, end, inwards, base_end, backend):
         """Return the log-density's limit at an end: infinite if it has a slope in the logarithm of the distance."""
-        distances = max(4 * np.spacing(abs(end)), np.finfo(np.float64).tiny) * np.array([1.0, 2.0**16])
-        nearer, farther = self._interior_logpdf(end + inwards * distances, backend)
-        slope = (farther - nearer) / math.log(2.0**16)
-        return np.copysign(np.inf, -slope) if abs(slope) > 1e-6 else nearer
+        there = self.base.logpdf(base_end, backend=backend) - self.transform.log_abs_det_jacobian(base_end)
+        if self._slopes(base_end) and not np.isnan(there):
+            return there
+        low, high = self._support
+        nearest = max(4 * np.spacing(abs(end)), np.finfo(np.float64).tiny)
+        farthest = min(2.0**16 * nearest, high / 4 - low / 4)
+        distances = np.geomspace(nearest, farthest, 3)
+        values = self._interior_logpdf(end + inwards * distances, backend)
+        slopes = np.diff(values) / np.diff(np.log(distances))
+        # The slope of a power stays as it is; that towards a finite limit falls with the distance.
+        lasts = abs(slopes[0]) > max(1e-6, abs(slopes[1]) / 2)
+        return np.copysign(np.inf, -slopes[0]) if lasts else values[0]
+
+    def _slopes(self, base_end):
+        """Whether the transform has a slope at an end of the base, neither 0 nor infinite."""
+        return np.isfinite(base_end) and np.isfinite(self.transform.log_abs_det_jacobian(base_end))
+
+    def _score_at(self, end, inwards, base_end, backend):
+        """Return the score at an end, or near it where the transform has no slope there."""
+        if self._slopes(base_end):
+            gradient = self.base.score(base_end, backend=backend)
+            gradient = gradient - self.transform.log_abs_det_jacobian_gradient(base_end)
+            there = self.transform._inverse_pullback(np.float64(base_end), gradient)
+            if not np.isnan(there):
+                return there
+        # As far from the end as lets both rounding and the way from there be small.
+        scale = abs(np.median(self.landmarks) - end) if len(self.landmarks) else 1.0
+        near = end + inwards * max(KNOWN_SCORE[0] * scale, 4 * np.spacing(abs(end)))
+        return self._interior_score(near, backend)
 
 
 def _transformed_cdf(cdf, transform, support, x):
@@ -1124,7 +1162,8 @@ def unconstrain(dist: Any) -> Distribution:
     Transformed
         By the logarithm of what lives on the positive numbers, by the logit of what lives on (0, 1), else by an
         `Interval` undone: the logit of the place between two finite ends, the logarithm of the distance from one. In D
-        dimensions each coordinate goes by its own ends. ``.transform.inv`` leads back. What already lives on the
+        dimensions each coordinate goes by its own ends, and what a transform carried to the simplex by
+        `StickBreaking` undone. ``.transform.inv`` leads back. What already lives on the
         whole line is handed back as it is.
 
     Raises
@@ -1149,6 +1188,8 @@ def unconstrain(dist: Any) -> Distribution:
     np.float64(2.5)
     """
     (dist,) = check_distributions(dist=dist)
+    if isinstance(dist, Transformed) and dist.transform._on_simplex[1]:
+        return Transformed(dist, StickBreaking().inv)
     low, high = dist.support
     if np.all(np.isinf(low)) and np.all(np.isinf(high)):
         return dist

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._arrays import as_count, as_rng
-from ._backend import kernels, map_blocks
+from ._backend import kernels
 from ._logsumexp import logsumexp
 from .distributions import Mixture, MultivariateNormal, Normal
 from .divergences import kl_divergence
@@ -19,11 +19,12 @@ from .estimate import Estimate, warn_of_accuracy
 from .evidence import (
     MIN_NODES,
     REACH_OF_GRID,
+    Joint,
+    LineRule,
     as_target,
     density_of,
     elbo,
     factors_of,
-    line_rule,
     mean_log_ratio,
     nodes_of,
     normal_nodes,
@@ -53,11 +54,11 @@ SAME = 1e-3
 FARTHEST = 200.0
 # Up to so many parameters Newton's method ends a fit, and its curvature is looked at.
 MAX_NEWTON = 60
+# Nats below the peak from which a density does not become 0 by rounding, as log(1 - p) does from log(1e-16).
+JUMP = 30.0
 N_STARTS, MAX_REFINED = 8, 3
 MAX_STEPS, MAX_SADDLES = 500, 3
 N_DRAWS = 1 << 12
-# Points of the grid's Gaussians in a block.
-BLOCK_POINTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class KLFit:
     distribution : Normal, MultivariateNormal or Mixture
         The fitted one.
     divergence : Estimate or None
-        KL(q || target), or for mass covering KL(target || q), in nats; None where the target is not normalised.
+        KL(q || target), or for mass covering KL(target || q), in nats, of a function once it is normalised; None for
+        mode seeking on a function, where the `elbo` takes its place.
     elbo : Estimate or None
         The evidence lower bound of a mode-seeking fit: of a target that is normalised, minus the divergence.
     method : str
@@ -223,6 +225,26 @@ def _mass_covering(family, x, weights_of_x):
     return objective
 
 
+def _guarded(objective):
+    """Return the function theta -> value and gradient, which are inf and NaN where they are not finite."""
+
+    def guarded(theta):
+        with np.errstate(all="ignore"):
+            try:
+                value, gradient = objective(theta)
+            except (np.linalg.LinAlgError, FloatingPointError):
+                value = math.inf
+        return (value, gradient) if np.isfinite(value) else (math.inf, np.full_like(theta, np.nan))
+
+    return guarded
+
+
+def _largest(gradient):
+    """Return the largest entry of a gradient, inf where there is none."""
+    norm = np.abs(gradient).max()
+    return norm if np.isfinite(norm) else math.inf
+
+
 def _descend(objective, theta, thorough):
     """Return a local minimum, its value and the largest entry of its gradient, and the points on the way.
 
@@ -231,13 +253,12 @@ def _descend(objective, theta, thorough):
     """
     from scipy.optimize import approx_fprime, minimize, root
 
-    def guarded(theta):
-        with np.errstate(all="ignore"):
-            try:
-                value, gradient = objective(theta)
-            except (np.linalg.LinAlgError, FloatingPointError):
-                value = math.inf
-        return (value, gradient) if np.isfinite(value) else (math.inf, np.zeros_like(theta))
+    guarded = _guarded(objective)
+
+    def searched(theta):
+        # The line search shrinks back from inf, but not from NaN.
+        value, gradient = guarded(theta)
+        return value, np.nan_to_num(gradient)
 
     def gradient(theta):
         return guarded(theta)[1]
@@ -247,7 +268,7 @@ def _descend(objective, theta, thorough):
 
     path = []
     for _ in range(MAX_SADDLES):
-        theta = minimize(guarded, theta, jac=True, method="BFGS", callback=steps, options={"maxiter": MAX_STEPS}).x
+        theta = minimize(searched, theta, jac=True, method="BFGS", callback=steps, options={"maxiter": MAX_STEPS}).x
         if not thorough or len(theta) > MAX_NEWTON:
             break
         found = root(gradient, theta, tol=1e-14, options={"maxfev": 50 + 10 * len(theta)}).x
@@ -256,12 +277,15 @@ def _descend(objective, theta, thorough):
         if near and np.abs(gradient(found)).max() < np.abs(gradient(theta)).max():
             theta = found
             path.append(theta)
-        curvature, axes = np.linalg.eigh(_symmetric(approx_fprime(theta, gradient)))
+        hessian = _symmetric(approx_fprime(theta, gradient))
+        if not np.all(np.isfinite(hessian)):
+            break
+        curvature, axes = np.linalg.eigh(hessian)
         if curvature[0] > -1e-4 * np.abs(curvature).max():
             break
         theta = theta + 0.1 * axes[:, 0]
     value, by_theta = guarded(theta)
-    return theta, value, np.abs(by_theta).max(), path
+    return theta, value, _largest(by_theta), path
 
 
 def _symmetric(matrix):
@@ -306,11 +330,12 @@ def _draws(target, log_density, n, rng, around):
     with suppress(TypeError):
         return target.sample(n, rng=rng).reshape(n, -1)
     if not target.event_shape:
-        x, logs = line_rule(target, log_density, n)
+        x, logs = LineRule(target, log_density)(n)
         return x[rng.choice(len(x), n, p=np.exp(logs - logsumexp(logs)))]
     from scipy.optimize import minimize
 
-    peak = minimize(lambda x: -log_density(x[None])[0], around)
+    with np.errstate(all="ignore"):
+        peak = minimize(lambda x: -log_density(x[None])[0], around)
     return rng.multivariate_normal(peak.x, 2 * _symmetric(peak.hess_inv), n)
 
 
@@ -323,17 +348,18 @@ def _moments(target, log_density, n, rng):
         return mean, within + np.einsum("k,ki,kj->ij", target.weights, means - mean, means - mean)
     if target.event_shape:
         draws = target.sample(n, rng=rng)
-        return draws.mean(axis=0), np.cov(draws.T)
+        return draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
+    nodes = nodes_of(target, log_density, rng)
 
     def at(n):
-        x, weights = nodes_of(target, log_density, n, rng)
+        x, weights = nodes(n)
         mean = weights @ x[:, 0]
         squares = weights * (x[:, 0] - mean) ** 2
         if max(squares[0], squares[-1]) > 1e-6 * squares.sum():
             raise ValueError(f"the target must have a variance for its moments to be matched, got {target!r}")
         return np.array([mean, squares.sum()])
 
-    (mean, variance), change, _ = refined_value(at, lambda found: 1e-12 * np.array([math.sqrt(found[1]), found[1]]))
+    (mean, variance), change = refined_value(at, lambda found: 1e-12 * np.array([math.sqrt(found[1]), found[1]]))
     if max(change[0] / math.sqrt(variance), change[1] / variance) > 1e-8:
         warn_of_accuracy(f"the target's moments have converged to {change} only")
     return np.array([mean]), np.array([[variance]])
@@ -368,8 +394,8 @@ class _Minimum:
         minimum, before = self, 0.0
         for n in levels:
             family = _Family(minimum.distribution, covariance)
-            value, gradient = objectives(family, n)(np.zeros(family.n_parameters))
-            minimum = _Minimum(minimum.distribution, value, np.abs(gradient).max(), minimum.path)
+            value, gradient = _guarded(objectives(family, n))(np.zeros(family.n_parameters))
+            minimum = _Minimum(minimum.distribution, value, _largest(gradient), minimum.path)
             if minimum.norm < max(GRADIENT_TOLERANCE, 2 * before):
                 break
             minimum = minimum.descended(objectives, covariance, n)
@@ -387,6 +413,14 @@ def _distinct(minima, tolerance=DOUBTFUL_GRADIENT):
     return kept
 
 
+def _check_positive(target, log_density, depth):
+    """Raise ValueError where a function on the line falls to 0 from within so many nats of its peak."""
+    if isinstance(target, Joint) and not target.event_shape:
+        zero = LineRule(target, log_density).zero(depth)
+        if zero is not None:
+            raise ValueError(f"target must be positive everywhere for mode seeking, got -inf from about {zero:.4g} on")
+
+
 def _by_gradient(target, direction, n_components, covariance, start, n, rng, backend):
     """Return the parts of a KLFit that do not need its divergence: distribution, modes, mode, path, gradient norm."""
     log_density, score = density_of(target, backend)
@@ -399,11 +433,13 @@ def _by_gradient(target, direction, n_components, covariance, start, n, rng, bac
         parts = zip(target.means.reshape(len(factors), 1, -1), factors[:, None], strict=True)
         starts += [_gaussians([1.0], mean, factor, target.event_shape, covariance) for mean, factor in parts]
 
-    @cache
-    def nodes(n):
-        if direction == "mode-seeking":
-            return normal_nodes(n, dimensions, rng)
-        return nodes_of(target, log_density, n, rng)
+    elif isinstance(target, Mixture) and target.n_components == n_components and np.all(target.weights > 0):
+        means, factors = target.means.reshape(n_components, -1), factors_of(target)
+        starts.append(_gaussians(target.weights, means, factors, target.event_shape, covariance))
+    if direction == "mode-seeking":
+        nodes = cache(lambda n: normal_nodes(n, dimensions, rng))
+    else:
+        nodes = cache(nodes_of(target, log_density, rng))
 
     def objectives(family, n):
         if direction == "mode-seeking":
@@ -420,7 +456,14 @@ def _by_gradient(target, direction, n_components, covariance, start, n, rng, bac
         taken = _Minimum(start, math.inf, math.inf, (start,)).descended(objectives, covariance, levels[0])
         taken = taken.refined(objectives, covariance, levels)
         kept = _distinct([*kept, taken])
+    if not math.isfinite(taken.value):
+        raise ValueError(
+            "target must be positive wherever the fit has mass, and finite: every divergence from where the fit began "
+            f"is infinite, got {taken.distribution!r}"
+        )
     if not taken.norm < DOUBTFUL_GRADIENT:
+        if direction == "mode-seeking":
+            _check_positive(target, log_density, math.inf)
         warn_of_accuracy(f"the fit has not converged: its gradient is {taken.norm:.2g}")
     modes = tuple(minimum.distribution for minimum in kept)
     mode = next((i for i, mode in enumerate(modes) if _same(taken.distribution, mode)), None)
@@ -459,26 +502,7 @@ def _brute_objective(target, direction, num, bounds, backend):
             return total * np.log(scales) + 0.5 * (second - 2 * away * first + away**2 * total) / scales**2
 
         return cross_entropy
-    if isinstance(target, Mixture):
-        return lambda locs, scales: trapezoid_kl_normal(locs, scales, target, num, REACH_OF_GRID, backend=backend)
-    z = np.linspace(-REACH_OF_GRID, REACH_OF_GRID, num)
-    log_phi = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
-    mass = np.exp(log_phi) * (z[1] - z[0])
-    mass[[0, -1]] *= 0.5
-
-    def divergence(locs, scales):
-        locs, scales = np.broadcast_arrays(locs, scales)
-        shape, locs, scales = locs.shape, locs.ravel(), scales.ravel()
-        out = mass @ log_phi - mass.sum() * np.log(scales)
-
-        def work(start, stop):
-            x = locs[start:stop, None] + scales[start:stop, None] * z
-            out[start:stop] -= target.logpdf(x, backend=backend) @ mass
-
-        map_blocks(work, len(locs), max(1, BLOCK_POINTS // num))
-        return out.reshape(shape)[()]
-
-    return divergence
+    return lambda locs, scales: trapezoid_kl_normal(locs, scales, target, num, REACH_OF_GRID, backend=backend)
 
 
 def _by_brute_force(target, direction, ranges, num_grid, num, bounds, rng, backend):
@@ -487,7 +511,14 @@ def _by_brute_force(target, direction, ranges, num_grid, num, bounds, rng, backe
 
     log_density, _ = density_of(target, backend)
     locs, scales = _checked_ranges(ranges, target, log_density, rng)
-    bounds = checked_bounds(bounds) or locs
+    bounds = checked_bounds(bounds)
+    if bounds is None:
+        margin = 3 * scales[1] if ranges is None else 0.0
+        bounds = locs[0] - margin, locs[1] + margin
+        inside = np.clip(bounds, *target.support)
+        # The rule has to have the ends of the support for its points, but where the density has a pole.
+        if np.all(target.logpdf(inside, backend=backend) < np.inf):
+            bounds = tuple(inside.tolist())
     objective = _brute_objective(target, direction, num, bounds, backend)
     locs, scales = np.linspace(*locs, num_grid), np.linspace(*scales, num_grid)
     values = objective(locs[:, None], scales)
@@ -564,14 +595,16 @@ def fit_kl(
     covariance : {"full", "diag"}
         Covariances of q in D dimensions.
     start : Normal, MultivariateNormal or Mixture, optional
-        Where to begin; the fit is then the local minimum that this leads to. A function in D dimensions needs it.
+        Where to begin; the fit is then the local minimum that this leads to. A function in D dimensions needs it, and
+        one on the line is looked at more closely there, which is all that brute force and moment matching take it for.
     ranges : ((float, float), (float, float)), optional
         The grid's means and standard deviations, from and to. By default three of the target's standard deviations
         about its mean, and from a thirtieth of them to 1.2 of them.
     num_grid, num : int
-        Points of each side of the grid, and of the trapezoid rule.
+        For brute force: points of each side of the grid, and of the trapezoid rule.
     bounds : (float, float), optional
-        Ends of the integral for mass covering by brute force; by default the range of the means.
+        Ends of the integral for mass covering by brute force; by default the range of the means inside the support,
+        with three of the largest standard deviations to either side where no `ranges` are given.
     n : int
         Nodes in D dimensions, shared among the components, or draws of a target that is no mixture.
     rng : Generator, int or None
@@ -601,10 +634,12 @@ def fit_kl(
     Notes
     -----
     Mass covering by one Gaussian is moment matching: q has the target's mean and covariance (Bishop 2006, section
-    10.7). On the line gradients are moments of the log-ratio (Opper & Archambeau 2009); in D dimensions they follow the
-    nodes (Kingma & Welling 2014) and are those of the divergence on these, so that the fit's own error, of about
-    1 / `n`, is not in `gradient_norm`; the divergence is that of fresh draws, with its standard error. Every local
-    minimum that the starts lead to is in `KLFit.modes`, of a mixture the best three.
+    10.7), in D dimensions those of `n` draws unless the target is a mixture of Gaussians. On the line gradients are
+    moments of the log-ratio (Opper & Archambeau 2009); in D dimensions they follow the nodes (Kingma & Welling 2014)
+    and are those of the divergence on these, so that the fit's own error, of about 1 / `n`, is not in `gradient_norm`;
+    the divergence is that of fresh draws, with its standard error. Every local minimum that the starts lead to is in
+    `KLFit.modes`, of a mixture the best three. What a function on the line has far from `start`, or 0, is looked for
+    as in `log_evidence`.
 
     References
     ----------
@@ -636,7 +671,9 @@ def fit_kl(
     kernels(backend)
     checked_bounds(bounds)
     start = None if start is None else _checked_start(start, n_components, covariance)
-    target, normalised = as_target(target, "target", () if start is None else start.event_shape)
+    if method == "gradient" and not (ranges is None and bounds is None):
+        raise ValueError("ranges and bounds are for method 'brute'")
+    target, normalised = as_target(target, "target", start)
     if start is not None:
         check_distributions(start=start, target=target)
     if direction == "mode-seeking" and np.any(np.isfinite(target.support)):
@@ -645,6 +682,8 @@ def fit_kl(
             "carry it to the whole line first"
         )
     log_density, _ = density_of(target, backend)
+    if direction == "mode-seeking":
+        _check_positive(target, log_density, JUMP)
     ends = {}
     if method == "brute":
         if target.event_shape or n_components > 1:
@@ -665,7 +704,7 @@ def fit_kl(
         if normalised:
             divergence = kl_divergence(target, q, rng=rng, backend=backend, **ends)
         else:
-            divergence = mean_log_ratio(target, log_density, density_of(q, backend)[0])
+            divergence = mean_log_ratio(target, q, backend=backend)
     else:
         bound = elbo(q, target, rng=rng, backend=backend, **ends)
         divergence = Estimate(-bound, **vars(bound)) if normalised else None
