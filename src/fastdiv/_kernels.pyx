@@ -8,7 +8,7 @@ one row per component, and reduced by one shared logsumexp.
 A kernel validates nothing: shapes and dtypes are the caller's business.
 """
 
-from libc.float cimport DBL_MIN
+from libc.float cimport DBL_MAX, DBL_MIN
 from libc.math cimport INFINITY, NAN, fabs, isfinite, log, log1p, pow, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
@@ -29,7 +29,7 @@ cdef extern from "_vecmath.h" nogil:
     float fastdiv_softplusf(float x) noexcept
     double fastdiv_softplus_slope(double x, double *slope) noexcept
     float fastdiv_softplus_slopef(float x, float *slope) noexcept
-    double fastdiv_split(double x, int64_t *exponent) noexcept
+    int fastdiv_multiply_lanes(const double *values, Py_ssize_t n, double *product, double *exponent) noexcept
     void fastdiv_prefetch(const void *address) noexcept
     void fastdiv_prefetch_second(const void *address) noexcept
     void fastdiv_triangle_product(
@@ -115,7 +115,7 @@ cdef enum:
     FEW = 4  # components, of which none is worth dropping
     GENTLE = 100  # change of an exponent that a recurrence may follow
     AHEAD = 32  # rows between a prefetch and the use
-    ROWS = 128  # rows of a block of which all pairs of columns are multiplied, or all units of a network kept
+    ROWS = 128  # rows of a block of which all pairs of columns, all units of a network or all responsibilities are kept
     SOFTPLUS = 0
     TANH = 1
     RMSPROP = 0
@@ -2290,11 +2290,11 @@ cpdef void mlp_epoch(
 
 
 cdef struct Posterior:
-    # Of a Bayesian mixture: what it is, and room for where its components are and for a strip of rows.
+    # Of a Bayesian mixture: what it is, and room for where its components are and for a block of rows.
     Py_ssize_t n_components
     Py_ssize_t n_dims
     Py_ssize_t n_params
-    Py_ssize_t n_sums  # a component's: of responsibilities, of these by standardised rows, and by their squares
+    Py_ssize_t n_sums  # a component's: of responsibilities, of these by differences, and by standardised squares
     bint is_fixed
     const double *whitener
     const double *concentration
@@ -2326,13 +2326,13 @@ cdef void *_new_posterior(
     of.concentration = &concentration[0]
     of.prior = &prior[0]
     scratch = malloc(
-        (n_components * (STRIP + of.n_sums * LANES + 3) + 2 * n_means + n_dims * STRIP) * sizeof(double) + LINE
+        (n_components * (ROWS + of.n_sums * LANES + 3) + 2 * n_means + n_dims * ROWS) * sizeof(double) + LINE
     )
     if scratch != NULL:
         room = <double *> _aligned(scratch)
         of.columns = room
-        of.terms = of.columns + n_dims * STRIP
-        of.lanes = of.terms + n_components * STRIP
+        of.terms = of.columns + n_dims * ROWS
+        of.lanes = of.terms + n_components * ROWS
         of.means = of.lanes + n_components * of.n_sums * LANES
         of.slopes = of.means + n_means
         of.log_weights = of.slopes + n_means
@@ -2406,126 +2406,220 @@ cdef double _log_prior(const double *theta, const Posterior *of) noexcept nogil:
     return value - 0.5 * prior[MEAN_PRECISION] * squares
 
 
-cdef inline void _gather_strip(
+cdef inline Py_ssize_t _width(Py_ssize_t n_points) noexcept nogil:
+    """Return the number of points of a block, and of those that fill its last lanes."""
+    return _n_blocks(n_points, LANES) * LANES
+
+
+cdef inline void _gather_block(
     const floating *x, Py_ssize_t n_dims, const Py_ssize_t *rows, Py_ssize_t start, Py_ssize_t n_points, double *columns
 ) noexcept nogil:
-    """Write rows as columns (n_dims, STRIP), the last one again to fill them; without `rows`, those from start on."""
-    cdef Py_ssize_t i, d, row
-    if rows == NULL and n_points == STRIP and n_dims == 2:
+    """Write rows as columns (n_dims, ROWS), the last one again to fill lanes; without `rows`, those from start on."""
+    cdef Py_ssize_t width = _width(n_points), i, d, row
+    if rows == NULL and n_dims == 2:
         # A stride that the compiler knows is a shuffle of vectors.
-        for i in range(STRIP):
+        for i in range(n_points):
             columns[i] = x[2 * (start + i)]
-            columns[STRIP + i] = x[2 * (start + i) + 1]
-        return
-    if rows == NULL and n_points == STRIP:
+            columns[ROWS + i] = x[2 * (start + i) + 1]
+    elif rows == NULL:
         for d in range(n_dims):
-            for i in range(STRIP):
-                columns[d * STRIP + i] = x[(start + i) * n_dims + d]
-        return
-    for i in range(STRIP):
-        row = start + min(i, n_points - 1)
-        if rows != NULL:
-            row = rows[row]
-        for d in range(n_dims):
-            columns[d * STRIP + i] = x[row * n_dims + d]
-
-
-cdef inline void _fold(const double *values, double *lanes) noexcept nogil:
-    """Add a strip to LANES partial sums."""
-    cdef double total[LANES]
-    cdef Py_ssize_t lane
-    for lane in range(LANES):
-        total[lane] = (values[lane] + values[LANES + lane]) + (values[2 * LANES + lane] + values[3 * LANES + lane])
-    for lane in range(LANES):
-        lanes[lane] += total[lane]
+            for i in range(n_points):
+                columns[d * ROWS + i] = x[(start + i) * n_dims + d]
+    else:
+        for i in range(n_points):
+            row = rows[start + i]
+            for d in range(n_dims):
+                columns[d * ROWS + i] = x[row * n_dims + d]
+    for d in range(n_dims):
+        for i in range(n_points, width):
+            columns[d * ROWS + i] = columns[d * ROWS + n_points - 1]
 
 
 cdef inline double _lanes_sum(const double *lanes) noexcept nogil:
     return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
 
 
-cdef inline void _component_strip(const Posterior *of, Py_ssize_t k, double log2_coef, double *out) noexcept nogil:
-    """Find the log-densities of a strip under a component, in base 2 and but for a constant."""
+cdef inline void _component_squares(const Posterior *of, Py_ssize_t k, Py_ssize_t width, double *out) noexcept nogil:
+    """Find the squared distances of a block from a component's mean, in its standard deviations."""
     cdef const double *mean = of.means + k * of.n_dims
     cdef const double *slope = of.slopes + k * of.n_dims
-    cdef double total[STRIP]
-    cdef double z
-    cdef Py_ssize_t d, i
-    for i in range(STRIP):
-        total[i] = 0
-    for d in range(of.n_dims):
-        for i in range(STRIP):
-            z = (of.columns[d * STRIP + i] - mean[d]) * slope[d]
-            total[i] += z * z
-    for i in range(STRIP):
-        out[i] = log2_coef - 0.5 * LOG2_E * total[i]
-
-
-cdef double _strip_likelihood(const Posterior *of, Py_ssize_t n_points, double *inverse) noexcept nogil:
-    """Find the log-likelihood of a strip, up to a constant.
-
-    The terms become densities, relative to each point's largest; the inverses of their sums are 0 beyond the points.
-    """
-    cdef double shift[STRIP]
-    cdef double largest[STRIP]
-    cdef double total[STRIP]
-    cdef double t, shifts = 0, logs = 0
-    cdef double *terms = of.terms
-    cdef Py_ssize_t k, i, lane
-    for i in range(STRIP):
-        shift[i] = -INFINITY
-        total[i] = 0
-    for k in range(of.n_components):
-        _component_strip(of, k, (of.log_coefs[k] + of.log_weights[k]) * LOG2_E, terms + k * STRIP)
-        for i in range(STRIP):
-            t = terms[k * STRIP + i]
-            shift[i] = t if t > shift[i] else shift[i]
-    for i in range(STRIP):
-        largest[i] = shift[i] if shift[i] > -INFINITY else 0
-    for k in range(of.n_components):
-        for i in range(STRIP):
-            t = _exp2_term(terms[k * STRIP + i] - largest[i])
-            terms[k * STRIP + i] = t
-            total[i] += t
-    for i in range(n_points, STRIP):
-        shift[i] = 0
-        total[i] = 1
-    for lane in range(LANES):
-        # Each of the four is between 1 and the number of components.
-        t = (total[lane] * total[LANES + lane]) * (total[2 * LANES + lane] * total[3 * LANES + lane])
-        logs += fastdiv_log(t)
-        shifts += (shift[lane] + shift[LANES + lane]) + (shift[2 * LANES + lane] + shift[3 * LANES + lane])
-    for i in range(STRIP):
-        inverse[i] = 1 / total[i]
-    for i in range(n_points, STRIP):
-        inverse[i] = 0
-    return logs + shifts / LOG2_E
-
-
-cdef void _add_derivatives(const Posterior *of, const double *inverse) noexcept nogil:
-    """Add the sums of a strip's responsibilities, and of these by standardised rows and their squares, up in lanes."""
-    cdef double share[STRIP]
-    cdef double part[STRIP]
-    cdef double mean, slope
-    cdef Py_ssize_t k, d, i
-    cdef double *sums
     cdef const double *column
-    for k in range(of.n_components):
-        sums = of.lanes + k * of.n_sums * LANES
-        for i in range(STRIP):
-            share[i] = of.terms[k * STRIP + i] * inverse[i]
-        _fold(share, sums)
-        for d in range(of.n_dims):
-            column = of.columns + d * STRIP
-            mean = of.means[k * of.n_dims + d]
-            slope = of.slopes[k * of.n_dims + d]
-            for i in range(STRIP):
-                part[i] = (column[i] - mean) * slope * share[i]
-            _fold(part, sums + (1 + d) * LANES)
+    cdef double y, z
+    cdef Py_ssize_t first = of.n_dims % 2, d, pair, i
+    # The compiler takes the conditions out of the loops.
+    if first:
+        for i in range(width):
+            z = of.columns[i] - mean[0]
             if not of.is_fixed:
-                for i in range(STRIP):
-                    part[i] *= (column[i] - mean) * slope
-                _fold(part, sums + (1 + of.n_dims + d) * LANES)
+                z *= slope[0]
+            out[i] = z * z
+    for pair in range(of.n_dims // 2):
+        d = first + 2 * pair
+        column = of.columns + d * ROWS
+        for i in range(width):
+            y = column[i] - mean[d]
+            z = column[ROWS + i] - mean[d + 1]
+            if not of.is_fixed:
+                y *= slope[d]
+                z *= slope[d + 1]
+            out[i] = (y * y + z * z) + (out[i] if d > 0 else 0)
+
+
+cdef inline void _share_by_two(const Posterior *of, Py_ssize_t width, double *largest, double *total) noexcept nogil:
+    """Do what `_share` does for two components, of whose terms one is 1."""
+    cdef double *first = of.terms
+    cdef double *second = of.terms + ROWS
+    cdef double first_coef = (of.log_coefs[0] + of.log_weights[0]) * LOG2_E
+    cdef double second_coef = (of.log_coefs[1] + of.log_weights[1]) * LOG2_E
+    cdef double a, b, change, term, inverse, lesser
+    cdef Py_ssize_t i
+    _component_squares(of, 0, width, first)
+    _component_squares(of, 1, width, second)
+    for i in range(width):
+        a = first_coef - 0.5 * LOG2_E * first[i]
+        b = second_coef - 0.5 * LOG2_E * second[i]
+        largest[i] = b if b > a else a
+        # Of two zero densities the first counts.
+        change = fabs(b - a)
+        term = _exp2_term(-change if change < 1024 else -1024)
+        inverse = 1 / (1 + term)
+        lesser = term * inverse
+        total[i] = 1 + term
+        first[i] = lesser if b > a else inverse
+        second[i] = inverse if b > a else lesser
+
+
+cdef inline void _share(const Posterior *of, Py_ssize_t width, double *largest, double *total) noexcept nogil:
+    """Find the responsibilities of a block's components, and the largest term of each point and their sum beside it."""
+    cdef double inverse[ROWS]
+    cdef double t, coef
+    cdef double *terms
+    cdef Py_ssize_t k, i
+    for i in range(width):
+        largest[i] = -INFINITY
+        total[i] = 0
+    for k in range(of.n_components):
+        terms = of.terms + k * ROWS
+        coef = (of.log_coefs[k] + of.log_weights[k]) * LOG2_E
+        _component_squares(of, k, width, terms)
+        for i in range(width):
+            t = coef - 0.5 * LOG2_E * terms[i]
+            terms[i] = t
+            largest[i] = t if t > largest[i] else largest[i]
+    for k in range(of.n_components):
+        terms = of.terms + k * ROWS
+        for i in range(width):
+            t = _exp2_term(terms[i] - (largest[i] if largest[i] > -DBL_MAX else -DBL_MAX))
+            terms[i] = t
+            total[i] += t
+    for i in range(width):
+        inverse[i] = 1 / total[i]
+    for k in range(of.n_components):
+        terms = of.terms + k * ROWS
+        for i in range(width):
+            terms[i] *= inverse[i]
+
+
+cdef double _block_likelihood(const Posterior *of, Py_ssize_t n_points) noexcept nogil:
+    """Find the log-likelihood of a block, up to a constant.
+
+    The terms become responsibilities, which are 0 beyond the points.
+    """
+    cdef double largest[ROWS]
+    cdef double total[ROWS]
+    cdef double product[LANES]
+    cdef double shift[LANES]
+    cdef Py_ssize_t width = _width(n_points), k, i, lane
+    if of.n_components == 2:
+        _share_by_two(of, width, largest, total)
+    else:
+        _share(of, width, largest, total)
+    for i in range(n_points, width):
+        largest[i] = 0
+        total[i] = 1
+        for k in range(of.n_components):
+            of.terms[k * ROWS + i] = 0
+    for lane in range(LANES):
+        product[lane] = 1
+        shift[lane] = 0
+    for i in range(width // LANES):
+        for lane in range(LANES):
+            # Each total is between 1 and the number of components.
+            product[lane] *= total[i * LANES + lane]
+            shift[lane] += largest[i * LANES + lane]
+    for lane in range(LANES):
+        product[lane] = fastdiv_log(product[lane])
+    return _lanes_sum(product) + _lanes_sum(shift) / LOG2_E
+
+
+cdef inline void _add_lanes(const double *values, Py_ssize_t width, double *lanes) noexcept nogil:
+    """Add values up in LANES partial sums."""
+    cdef double total[LANES]
+    cdef Py_ssize_t i, lane
+    for lane in range(LANES):
+        total[lane] = lanes[lane]
+    for i in range(width // LANES):
+        for lane in range(LANES):
+            total[lane] += values[i * LANES + lane]
+    for lane in range(LANES):
+        lanes[lane] = total[lane]
+
+
+cdef inline void _add_first(
+    const double *shares, const double *column, double mean, Py_ssize_t width, double *lanes
+) noexcept nogil:
+    """Add products of shares and differences from the mean up."""
+    cdef double total[LANES]
+    cdef Py_ssize_t i, lane
+    for lane in range(LANES):
+        total[lane] = lanes[lane]
+    for i in range(width // LANES):
+        for lane in range(LANES):
+            total[lane] += shares[i * LANES + lane] * (column[i * LANES + lane] - mean)
+    for lane in range(LANES):
+        lanes[lane] = total[lane]
+
+
+cdef inline void _add_second(
+    const double *shares, const double *column, double mean, double slope, Py_ssize_t width, double *lanes
+) noexcept nogil:
+    """Add products of shares and squares of standardised differences from the mean up."""
+    cdef double total[LANES]
+    cdef double z
+    cdef Py_ssize_t i, lane
+    for lane in range(LANES):
+        total[lane] = lanes[lane]
+    for i in range(width // LANES):
+        for lane in range(LANES):
+            z = (column[i * LANES + lane] - mean) * slope
+            total[lane] += shares[i * LANES + lane] * (z * z)
+    for lane in range(LANES):
+        lanes[lane] = total[lane]
+
+
+cdef void _add_derivatives(const Posterior *of, Py_ssize_t width) noexcept nogil:
+    """Add the sums of a block's responsibilities, and of these by differences and standardised squares, up in lanes."""
+    cdef Py_ssize_t n_dims = of.n_dims, k, d
+    cdef const double *mean
+    cdef const double *shares
+    cdef double *sums
+    for k in range(of.n_components):
+        mean = of.means + k * n_dims
+        shares = of.terms + k * ROWS
+        sums = of.lanes + k * of.n_sums * LANES
+        _add_lanes(shares, width, sums)
+        for d in range(n_dims):
+            _add_first(shares, of.columns + d * ROWS, mean[d], width, sums + (1 + d) * LANES)
+        if not of.is_fixed:
+            for d in range(n_dims):
+                _add_second(
+                    shares,
+                    of.columns + d * ROWS,
+                    mean[d],
+                    of.slopes[k * n_dims + d],
+                    width,
+                    sums + (1 + n_dims + d) * LANES,
+                )
 
 
 cdef double _logp_grad(
@@ -2544,7 +2638,6 @@ cdef double _logp_grad(
     cdef double *slope = gradient + n_components - 1
     cdef const double *sums
     cdef const double *prior = of.prior
-    cdef double inverse[STRIP]
     cdef double factor = 1, value = 0, beyond, count, total, std
     cdef Py_ssize_t block, start, n_points, k, d, j
     if n_rows > 0:
@@ -2557,12 +2650,12 @@ cdef double _logp_grad(
         _place_component(theta, k, of)
     for k in range(n_components * of.n_sums * LANES):
         of.lanes[k] = 0
-    for block in range(_n_blocks(n_rows, STRIP)):
-        start = block * STRIP
-        n_points = min(n_rows - start, <Py_ssize_t> STRIP)
-        _gather_strip(x, n_dims, rows, start, n_points, of.columns)
-        value += _strip_likelihood(of, n_points, inverse)
-        _add_derivatives(of, inverse)
+    for block in range(_n_blocks(n_rows, ROWS)):
+        start = block * ROWS
+        n_points = min(n_rows - start, <Py_ssize_t> ROWS)
+        _gather_block(x, n_dims, rows, start, n_points, of.columns)
+        value += _block_likelihood(of, n_points)
+        _add_derivatives(of, _width(n_points))
     beyond = 0
     for k in range(n_components - 1, -1, -1):
         count = factor * _lanes_sum(of.lanes + k * of.n_sums * LANES) + of.concentration[k]
@@ -2577,7 +2670,7 @@ cdef double _logp_grad(
                 for j in range(n_dims):
                     total += _lanes_sum(sums + (1 + j) * LANES) * of.whitener[j * n_dims + d]
             else:
-                total = _lanes_sum(sums + (1 + d) * LANES) * of.slopes[k * n_dims + d]
+                total = _lanes_sum(sums + (1 + d) * LANES) * of.slopes[k * n_dims + d] * of.slopes[k * n_dims + d]
                 count = _lanes_sum(sums)
                 slope[n_means + k * n_dims + d] = factor * (_lanes_sum(sums + (1 + n_dims + d) * LANES) - count)
             slope[k * n_dims + d] = factor * total - prior[MEAN_PRECISION] * mean[k * n_dims + d]
@@ -2732,14 +2825,13 @@ cpdef void advi_mixture_steps(
 
 
 cdef double _all_likelihood(const Posterior *of, const floating *x, Py_ssize_t n) noexcept nogil:
-    cdef double inverse[STRIP]
     cdef double value = 0
     cdef Py_ssize_t block, start, n_points
-    for block in range(_n_blocks(n, STRIP)):
-        start = block * STRIP
-        n_points = min(n - start, <Py_ssize_t> STRIP)
-        _gather_strip(x, of.n_dims, NULL, start, n_points, of.columns)
-        value += _strip_likelihood(of, n_points, inverse)
+    for block in range(_n_blocks(n, ROWS)):
+        start = block * ROWS
+        n_points = min(n - start, <Py_ssize_t> ROWS)
+        _gather_block(x, of.n_dims, NULL, start, n_points, of.columns)
+        value += _block_likelihood(of, n_points)
     return value
 
 
@@ -2750,30 +2842,77 @@ cdef double _keep_densities(
 
     The logarithms that are kept are in base 2, their sum is not.
     """
-    cdef double largest[STRIP]
-    cdef double t, total = 0
+    cdef double coef, t, total = 0
+    cdef double *terms
     cdef double *density
-    cdef Py_ssize_t block, start, n_points, k, i
-    for block in range(_n_blocks(n, STRIP)):
-        start = block * STRIP
-        n_points = min(n - start, <Py_ssize_t> STRIP)
-        _gather_strip(x, of.n_dims, NULL, start, n_points, of.columns)
-        for i in range(STRIP):
+    cdef double *largest
+    cdef Py_ssize_t block, start, n_points, width, k, i
+    for block in range(_n_blocks(n, ROWS)):
+        start = block * ROWS
+        n_points = min(n - start, <Py_ssize_t> ROWS)
+        width = _width(n_points)
+        _gather_block(x, of.n_dims, NULL, start, n_points, of.columns)
+        largest = shifts + start
+        for i in range(width):
             largest[i] = -INFINITY
         for k in range(of.n_components):
-            _component_strip(of, k, of.log_coefs[k] * LOG2_E, of.terms + k * STRIP)
-            for i in range(STRIP):
-                t = of.terms[k * STRIP + i]
+            terms = of.terms + k * ROWS
+            coef = of.log_coefs[k] * LOG2_E
+            _component_squares(of, k, width, terms)
+            for i in range(width):
+                t = coef - 0.5 * LOG2_E * terms[i]
+                terms[i] = t
                 largest[i] = t if t > largest[i] else largest[i]
         for k in range(of.n_components):
+            terms = of.terms + k * ROWS
             density = densities[k] + start
-            for i in range(STRIP):
-                density[i] = _exp2_term(of.terms[k * STRIP + i] - largest[i])
-        for i in range(STRIP):
-            shifts[start + i] = largest[i]
+            for i in range(width):
+                density[i] = _exp2_term(terms[i] - largest[i])
         for i in range(n_points):
             total += largest[i]
     return total / LOG2_E
+
+
+cdef inline void _fresh_densities(
+    const Posterior *of, Py_ssize_t k, Py_ssize_t width, const double *shift, double *out
+) noexcept nogil:
+    """Write a block's densities under a component, relative to a shift: infinity where a double cannot hold them."""
+    cdef double coef = of.log_coefs[k] * LOG2_E, t
+    cdef Py_ssize_t i
+    _component_squares(of, k, width, of.terms)
+    for i in range(width):
+        t = coef - 0.5 * LOG2_E * of.terms[i] - shift[i]
+        # 1024 for NaN too.
+        out[i] = _exp2_term(t if t < 1024 else 1024)
+
+
+cdef inline void _weighted_sum(
+    const double *weights,
+    double **densities,
+    Py_ssize_t n_components,
+    Py_ssize_t changed,
+    Py_ssize_t start,
+    Py_ssize_t width,
+    double *out,
+) noexcept nogil:
+    """Sum a block's densities, of which one component's, or none (-1), is that after the others'."""
+    cdef const double *density
+    cdef const double *other
+    cdef double weight, other_weight
+    cdef Py_ssize_t k = n_components % 2, i
+    if k:
+        density = densities[n_components if changed == 0 else 0] + start
+        weight = weights[0]
+        for i in range(width):
+            out[i] = weight * density[i]
+    for _ in range(n_components // 2):
+        density = densities[n_components if k == changed else k] + start
+        other = densities[n_components if k + 1 == changed else k + 1] + start
+        weight = weights[k]
+        other_weight = weights[k + 1]
+        for i in range(width):
+            out[i] = (weight * density[i] + other_weight * other[i]) + (out[i] if k > 0 else 0)
+        k += 2
 
 
 cdef double _changed_likelihood(
@@ -2790,52 +2929,28 @@ cdef double _changed_likelihood(
     These are written after the others'. Logarithms are taken of products. NaN if a sum of densities is beyond what
     keeps all digits.
     """
-    cdef double total[STRIP]
+    cdef double total[ROWS]
     cdef double product[LANES]
-    cdef int64_t exponent[LANES]
-    cdef double lost[LANES]
-    cdef double t, weight, value = 0, n_lost = 0
-    cdef const double *density
-    cdef double *fresh = densities[of.n_components]
-    cdef Py_ssize_t block, start, n_points, k, i, lane
+    cdef double exponent[LANES]
+    cdef Py_ssize_t block, start, n_points, width, i, lane
     for lane in range(LANES):
-        lost[lane] = 0
         product[lane] = 1
         exponent[lane] = 0
-    for block in range(_n_blocks(n, STRIP)):
-        start = block * STRIP
-        n_points = min(n - start, <Py_ssize_t> STRIP)
-        for i in range(STRIP):
-            total[i] = 0
+    for block in range(_n_blocks(n, ROWS)):
+        start = block * ROWS
+        n_points = min(n - start, <Py_ssize_t> ROWS)
+        width = _width(n_points)
         if changed >= 0:
-            _gather_strip(x, of.n_dims, NULL, start, n_points, of.columns)
-            _component_strip(of, changed, of.log_coefs[changed] * LOG2_E, of.terms)
-            weight = weights[changed]
-            for i in range(STRIP):
-                t = of.terms[i] - shifts[start + i]
-                # Infinity where a double cannot hold the density, and for NaN.
-                t = _exp2_term(t if t < 1024 else 1024)
-                of.terms[i] = t
-                total[i] = weight * t
-            for i in range(STRIP):
-                fresh[start + i] = of.terms[i]
-        for k in range(of.n_components):
-            if k != changed:
-                density = densities[k] + start
-                weight = weights[k]
-                for i in range(STRIP):
-                    total[i] += weight * density[i]
-        for i in range(n_points, STRIP):
+            _gather_block(x, of.n_dims, NULL, start, n_points, of.columns)
+            _fresh_densities(of, changed, width, shifts + start, densities[of.n_components] + start)
+        _weighted_sum(weights, densities, of.n_components, changed, start, width, total)
+        for i in range(n_points, width):
             total[i] = 1
-        for k in range(STRIP // LANES):
-            for lane in range(LANES):
-                t = total[k * LANES + lane]
-                lost[lane] += 0 if t > 1e-280 and t < 1e280 else 1
-                product[lane] = fastdiv_split(product[lane] * t, &exponent[lane])
+        if fastdiv_multiply_lanes(total, width, product, exponent):
+            return NAN
     for lane in range(LANES):
-        n_lost += lost[lane]
-        value += exponent[lane] / LOG2_E + log(product[lane])
-    return value if n_lost == 0 else NAN
+        product[lane] = exponent[lane] / LOG2_E + fastdiv_log(product[lane])
+    return _lanes_sum(product)
 
 
 cpdef void metropolis_mixture_steps(

@@ -1809,31 +1809,53 @@ def _component_terms(of, k, terms):
 
 
 @_inline
+def _densities(terms, largest, total):
+    """Make terms densities, relative to each point's largest term."""
+    for i in range(BLOCK):
+        largest[i] = -inf
+        total[i] = 0
+    for k in range(len(terms)):
+        term = terms[k]
+        for i in range(BLOCK):
+            t, before = term[i], largest[i]
+            largest[i] = t if t > before else before
+    for k in range(len(terms)):
+        term = terms[k]
+        for i in range(BLOCK):
+            t = _exp2_term(term[i] - (largest[i] if largest[i] > -inf else 0.0))
+            term[i] = t
+            total[i] += t
+
+
+@_inline
+def _densities_of_two(first, second, largest, total):
+    """Do what `_densities` does for two terms, for one exponential."""
+    for i in range(BLOCK):
+        a, b = first[i], second[i]
+        # Of two zero densities the first counts.
+        change = abs(b - a)
+        t = _exp2_term(-change if change < 1024 else -1024.0)
+        largest[i] = b if b > a else a
+        total[i] = 1 + t
+        first[i] = t if b > a else 1.0
+        second[i] = 1.0 if b > a else t
+
+
+@_inline
 def _shifted_densities(of, n_points, shift, total):
     """Make the terms densities, relative to each point's largest, whose logarithm in base 2 is the shift.
 
     Beyond the points the shift is 0 and their sum 1.
     """
     terms, largest, sums = of.terms, _block(np.float64), _block(np.float64)
-    for i in range(BLOCK):
-        largest[i] = -inf
-        sums[i] = 0
     for k in range(len(terms)):
-        term = terms[k]
-        _component_terms(of, k, term)
-        for i in range(BLOCK):
-            t, before = term[i], largest[i]
-            largest[i] = t if t > before else before
+        _component_terms(of, k, terms[k])
+    if len(terms) == 2:
+        _densities_of_two(terms[0], terms[1], largest, sums)
+    else:
+        _densities(terms, largest, sums)
     for i in range(BLOCK):
         shift[i] = largest[i] if i < n_points else 0.0
-        largest[i] = largest[i] if largest[i] > -inf else 0.0
-    for k in range(len(terms)):
-        term = terms[k]
-        for i in range(BLOCK):
-            t = _exp2_term(term[i] - largest[i])
-            term[i] = t
-            sums[i] += t
-    for i in range(BLOCK):
         total[i] = sums[i] if i < n_points else 1.0
 
 

@@ -175,12 +175,15 @@ static inline double fastdiv_log_normal(double x)
          + (f - (half_square - (s * (half_square + z * remainder) + k * 1.90821492927058770002e-10)));
 }
 
-/* A normal positive number as a factor between 1 and 2 and a power of 2, which is added to the exponent. */
-static inline double fastdiv_split(double x, int64_t *exponent)
+/* A normal positive number is its mantissa, between 1 and 2, times 2 to the power of its exponent. */
+static inline double fastdiv_mantissa(double x)
 {
-    uint64_t bits = fastdiv_to_bits(x);
-    *exponent += (int64_t)(bits >> 52) - 1023;
-    return fastdiv_from_bits((bits & UINT64_C(0x000fffffffffffff)) | UINT64_C(0x3ff0000000000000));
+    return fastdiv_from_bits((fastdiv_to_bits(x) & UINT64_C(0x000fffffffffffff)) | UINT64_C(0x3ff0000000000000));
+}
+
+static inline double fastdiv_exponent(double x)
+{
+    return fastdiv_from_bits((fastdiv_to_bits(x) >> 52) | UINT64_C(0x4330000000000000)) - (4503599627370496.0 + 1023.0);
 }
 
 static inline float fastdiv_log_normalf(float x)
@@ -409,6 +412,33 @@ FASTDIV_TRIANGLE_PRODUCT(fastdiv_triangle_productf, float)
 
 FASTDIV_TILE_PRODUCTS(fastdiv_tile_products, double)
 FASTDIV_TILE_PRODUCTS(fastdiv_tile_productsf, float)
+
+/* Multiply 8 lanes by values: mantissas of the products are kept and their exponents added up. Tell whether a value is
+ * beyond what keeps all digits of a sum, which may leave out terms of a size of 1e-308.
+ */
+FASTDIV_APART int fastdiv_multiply_lanes(const double *values, ptrdiff_t n, double *product, double *exponent)
+{
+    double mantissas[8], exponents[8];
+    int64_t is_beyond = 0;
+    for (ptrdiff_t i = 0; i < n; i++)
+        is_beyond |= !(values[i] > 1e-280 && values[i] < 1e280);
+    for (int lane = 0; lane < 8; lane++) {
+        mantissas[lane] = product[lane];
+        exponents[lane] = exponent[lane];
+    }
+    for (ptrdiff_t i = 0; i < n; i += 8) {
+        for (int lane = 0; lane < 8; lane++) {
+            double value = values[i + lane] * mantissas[lane];
+            exponents[lane] += fastdiv_exponent(value);
+            mantissas[lane] = fastdiv_mantissa(value);
+        }
+    }
+    for (int lane = 0; lane < 8; lane++) {
+        product[lane] = mantissas[lane];
+        exponent[lane] = exponents[lane];
+    }
+    return is_beyond != 0;
+}
 
 /* To the first cache, or to the second, to which more lines can be under way. */
 #if defined(__GNUC__)
