@@ -106,7 +106,7 @@ def test_same_bits_for_any_number_of_threads(backend, threads):
                     plane.score(rows[:, :2]).tobytes(),
                     fastdiv.logsumexp(rows, axis=1).tobytes(),
                     fastdiv.trapezoid_kl(P, Q, num=100_001),
-                    fastdiv.trapezoid_kl_normal(rows[:, 0], 0.5, P, 50).tobytes(),
+                    fastdiv.trapezoid_kl_normal(rows[:6000, 0], 0.5, P, 50).tobytes(),
                     float(mc),
                     mc.standard_error,
                     float(fastdiv.js_divergence(P, Q, method="monte-carlo", n=100_000, rng=6)),

@@ -21,8 +21,10 @@ X = np.linspace(-5, 7, 100_000)
 CALLER = """
 # cython: language_level=3
 from fastdiv cimport _kernels{build} as kernels
+"""
 
-def logpdf(x, log_weights, means, stds, out):
+FUNCTION = """
+def logpdf_{dtype}(x, log_weights, means, stds, out):
     cdef const {dtype}[::1] points = x
     cdef const {dtype}[::1] w = log_weights, m = means, s = stds
     cdef {dtype}[::1] result = out
@@ -37,12 +39,11 @@ setup(ext_modules=cythonize([Extension(name, [name + ".pyx"]) for name in {names
 
 
 def test_cython_code_cimports_the_kernels(tmp_path):
-    builds = {name.removeprefix("fastdiv._kernels"): name for name in ["fastdiv._kernels", _backend.kernels().__name__]}
-    names = []
-    for build in builds:
-        for dtype in ("double", "float"):
-            names.append(f"caller{build}_{dtype}")
-            (tmp_path / f"{names[-1]}.pyx").write_text(CALLER.format(build=build, dtype=dtype))
+    builds = {name.removeprefix("fastdiv._kernels") for name in ["fastdiv._kernels", _backend.kernels().__name__]}
+    names = [f"caller{build}" for build in builds]
+    functions = "".join(FUNCTION.format(dtype=dtype) for dtype in ("double", "float"))
+    for name, build in zip(names, builds, strict=True):
+        (tmp_path / f"{name}.pyx").write_text(CALLER.format(build=build) + functions)
     folder = str(Path(fastdiv.__file__).parents[1])
     (tmp_path / "setup.py").write_text(BUILD.format(names=names, folder=folder))
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
@@ -51,10 +52,11 @@ def test_cython_code_cimports_the_kernels(tmp_path):
         "import sys, numpy as np, importlib, fastdiv\n"
         "p = fastdiv.Mixture([0.4, 0.6], [-1, 4], [0.75, 0.5])\n"
         "for name in sys.argv[1:]:\n"
-        "    dtype = np.dtype(np.float64 if name.endswith('double') else np.float32)\n"
-        "    x = np.linspace(-5, 7, 1000, dtype=dtype); out = np.empty_like(x)\n"
-        "    importlib.import_module(name).logpdf(x, *p.kernel_parameters(dtype), out)\n"
-        "    np.testing.assert_allclose(out, p.logpdf(x), rtol=1e-13 if dtype == np.float64 else 1e-5)\n"
+        "    caller = importlib.import_module(name)\n"
+        "    for dtype, logpdf in ((np.float64, caller.logpdf_double), (np.float32, caller.logpdf_float)):\n"
+        "        x = np.linspace(-5, 7, 1000, dtype=dtype); out = np.empty_like(x)\n"
+        "        logpdf(x, *p.kernel_parameters(x.dtype), out)\n"
+        "        np.testing.assert_allclose(out, p.logpdf(x), rtol=1e-13 if dtype == np.float64 else 1e-5)\n"
     )
     subprocess.run([sys.executable, "-c", code, *names], cwd=tmp_path, check=True)
 

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import itertools
+from functools import cache, partial
 
 import mpmath
 import numpy as np
@@ -55,11 +57,15 @@ def test_float32_agrees_with_the_float64_reference(kernels, name, k):
         np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-5 * max(1, TABLE[name].least))
 
 
+@cache
+def truths(name, dtype):
+    return TABLE[name].exact(*TABLE[name].load(100, 8, dtype))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)
 def test_kernels_are_within_64_ulp_of_the_truth(kernels, row, dtype):
-    truths = row.exact(*row.load(100, 8, dtype))
-    for answer, truth in zip(row.bind(None, 100, 8, dtype)(), truths, strict=True):
+    for answer, truth in zip(row.bind(None, 100, 8, dtype)(), truths(row.name, dtype), strict=True):
         assert ulp_error(answer, truth, dtype, row.least) < 64
 
 
@@ -278,9 +284,13 @@ def mpmath_score(x, mixture):
         return expected, mpmath.fsum(term * abs(slope) * (1 + z2) for term, slope, z2 in parts) / total
 
 
-def test_score_against_mpmath(kernels, random_mixtures):
-    for mixture, x, _ in random_mixtures:
-        expected, size = mpmath_score(x, mixture)
+@pytest.fixture(scope="module")
+def random_scores(random_mixtures):
+    return [(mixture, x, *mpmath_score(x, mixture)) for mixture, x, _ in random_mixtures]
+
+
+def test_score_against_mpmath(kernels, random_scores):
+    for mixture, x, expected, size in random_scores:
         for value in (mixture.score(x), *mixture.score(np.full(9, x))):
             assert abs(mpmath.mpf(float(value)) - expected) <= 4e-15 * size, (mixture, x, value, expected)
 
@@ -455,18 +465,25 @@ def variational(solver, is_full, n_params, n_steps, n_rows, n):
     return batch_of(rng, n, (n_steps, n_rows)), noise, options, phi, np.zeros(((1, 1, 7, 1, 2)[solver], size))
 
 
+def steps(module, solver, is_full, scale_prior, n_components, n_rows):
+    x, known, n_params = posterior(70, n_components, scale_prior)
+    rows, noise, options, *phi_state = variational(solver, is_full, n_params, 20, n_rows, 70)
+    losses = np.empty(20)
+    module.advi_mixture_steps(x, rows, noise, *known, *options, 0, *phi_state, losses)
+    return *phi_state, losses
+
+
+@cache
+def reference_steps(*case):
+    return steps(reference, *case)
+
+
 @pytest.mark.parametrize("solver", range(5))
 @pytest.mark.parametrize("is_full", [False, True])
 def test_variational_steps_agree(kernels, solver, is_full):
-    for scale_prior, n_components, n_rows in np.ndindex(3, 3, 2):
-        x, known, n_params = posterior(70, (1, 2, 5)[n_components], scale_prior)
-        found = []
-        for module in (reference, kernels):
-            rows, noise, options, *phi_state = variational(solver, is_full, n_params, 20, 33 * n_rows, 70)
-            losses = np.empty(20)
-            module.advi_mixture_steps(x, rows, noise, *known, *options, 0, *phi_state, losses)
-            found.append((*phi_state, losses))
-        for expected, output in zip(*found, strict=True):
+    for case in itertools.product(range(3), (1, 2, 5), (0, 33)):
+        wanted, found = (take(solver, is_full, *case) for take in (reference_steps, partial(steps, kernels)))
+        for expected, output in zip(wanted, found, strict=True):
             assert np.isfinite(expected).all()
             np.testing.assert_allclose(output, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
@@ -534,42 +551,56 @@ def walk(module, x, known, theta, scale, n_steps=200):
     return outputs
 
 
-def assert_same_walks(kernels, x, known, theta, scale):
-    draws, logps, accepted = walk(kernels, x, known, theta, scale)
-    expected = walk(reference, x, known, theta, scale)
-    np.testing.assert_array_equal(accepted, expected[2])
-    np.testing.assert_allclose(draws, expected[0], rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(logps, expected[1], rtol=1e-10)
-    return accepted
+def assert_same_walks(found, wanted):
+    np.testing.assert_array_equal(found[2], wanted[2])
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-10)
+
+
+@cache
+def reference_walk(n, n_components, scale_prior):
+    """What is walked over, and the walk of the NumPy set."""
+    x, known, n_params = posterior(n, n_components, scale_prior, n_dims=2)
+    case = x, known, np.zeros(n_params), 1 / np.sqrt(n)
+    return case, walk(reference, *case)
 
 
 @pytest.mark.parametrize("scale_prior", [0, 1, 2])
 @pytest.mark.parametrize("n_components", [1, 2, 5])
 @pytest.mark.parametrize("n", [1, 33, 100])
 def test_walks_agree(kernels, n, n_components, scale_prior):
-    x, known, n_params = posterior(n, n_components, scale_prior, n_dims=2)
-    accepted = assert_same_walks(kernels, x, known, np.zeros(n_params), 1 / np.sqrt(n))
+    case, wanted = reference_walk(n, n_components, scale_prior)
+    found = walk(kernels, *case)
+    assert_same_walks(found, wanted)
+    accepted = found[2]
     # One component has no weights to move.
     assert np.all(accepted[n_components == 1 :] > 0)
     assert np.all(accepted < 200)
     assert n_components > 1 or accepted[0] == 0
 
 
-@pytest.mark.parametrize("n_components", [1, 3])
-def test_walks_from_where_relative_densities_overflow(kernels, n_components):
+@cache
+def reference_walk_from_afar(n_components, sticks, scale):
     x, known, n_params = posterior(40, n_components, 0, n_dims=2)
     theta = np.full(n_params, 300.0)
+    theta[: n_components - 1] = sticks
+    case = x, known, theta, scale
+    return case, walk(reference, *case)
+
+
+@pytest.mark.parametrize("n_components", [1, 3])
+def test_walks_from_where_relative_densities_overflow(kernels, n_components):
     # A weight may be so small that its product with what a double cannot hold would not be large.
-    for sticks in (0, -70):
-        theta[: n_components - 1] = sticks
-        for scale in (0.5, 20.0):
-            assert_same_walks(kernels, x, known, theta, scale)
+    for sticks, scale in itertools.product((0, -70), (0.5, 20.0)):
+        case, wanted = reference_walk_from_afar(n_components, sticks, scale)
+        assert_same_walks(walk(kernels, *case), wanted)
 
 
 def test_walks_with_a_row_far_from_all_components(kernels):
     x, known, n_params = posterior(40, 2, 2, n_dims=2)
     x[7] = 1e3
-    assert_same_walks(kernels, x, known, np.zeros(n_params), 0.3)
+    case = x, known, np.zeros(n_params), 0.3
+    assert_same_walks(walk(kernels, *case), walk(reference, *case))
 
 
 def test_walks_draw_from_the_posterior(kernels):

@@ -1,6 +1,7 @@
 """The network as a scikit-learn estimator, and the published figures of the network 1-10-20-1."""
 
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
@@ -50,25 +51,42 @@ def test_it_is_a_scikit_learn_estimator(estimator, check):
     check(estimator)
 
 
+def four_steps(activation, solver):
+    """What the kernel reads and writes."""
+    inputs, outputs = TABLE["mlp_epoch"].load(100)
+    return (*inputs[:4], 30, inputs[5], activation, solver, *inputs[8:]), outputs
+
+
+@cache
+def exact_four_steps(activation, solver):
+    return exact.mlp_epoch(*four_steps(activation, solver))
+
+
 @pytest.mark.parametrize("activation", [0, 1, 2])
 @pytest.mark.parametrize("solver", [0, 1, 2])
 def test_four_steps_are_those_of_forty_digits(kernels, activation, solver):
-    inputs, outputs = TABLE["mlp_epoch"].load(100)
-    inputs = *inputs[:4], 30, inputs[5], activation, solver, *inputs[8:]
-    params, loss = exact.mlp_epoch(inputs, outputs)
+    inputs, outputs = four_steps(activation, solver)
+    params, loss = exact_four_steps(activation, solver)
     kernels.mlp_epoch(*inputs, *outputs)
     assert ulp_error(outputs[0], params, np.float64, 1.0) < 16
     assert ulp_error(outputs[3], loss, np.float64) < 16
 
 
-@pytest.mark.parametrize("layer_sizes", [(3, 1), (2, 5, 1), (4, 3, 70, 2, 1)])
-def test_networks_of_any_depth(kernels, layer_sizes):
+@cache
+def network(layer_sizes):
+    """What the kernel reads, and what it is to write."""
     rng = np.random.default_rng(0)
     sizes = np.array(layer_sizes)
     X, params = rng.normal(size=(150, sizes[0])), rng.normal(size=np.sum(sizes[1:] * (sizes[:-1] + 1)))
+    inputs = X, sizes, 1, params
+    return inputs, *exact.mlp_log_odds(inputs, None)
+
+
+@pytest.mark.parametrize("layer_sizes", [(3, 1), (2, 5, 1), (4, 3, 70, 2, 1)])
+def test_networks_of_any_depth(kernels, layer_sizes):
+    inputs, truth = network(layer_sizes)
     out = np.empty(150)
-    kernels.mlp_log_odds(X, sizes, 1, params, out)
-    (truth,) = exact.mlp_log_odds((X, sizes, 1, params), (out,))
+    kernels.mlp_log_odds(*inputs, out)
     assert ulp_error(out, truth, np.float64, 10.0) < 64
 
 
