@@ -6,7 +6,6 @@ import json
 import math
 import re
 import sys
-import time
 import timeit
 import warnings
 from pathlib import Path
@@ -586,10 +585,12 @@ def _demo_figures():
 
 
 def _seconds(function):
-    """Return the least time of a call, over rounds of a twentieth of a second."""
+    """Return the time of the first call, and the least of later ones, over rounds of a twentieth of a second."""
     timer = timeit.Timer(function)
-    calls = math.ceil(0.05 / timer.timeit(1))
-    return min(timer.repeat(3, calls)) / calls
+    first, once = timer.repeat(2, 1)
+    calls = math.ceil(0.05 / once)
+    rounds = timer.repeat(3, calls) if calls > 1 else [once, timer.timeit(1)]
+    return first, min(rounds) / calls
 
 
 def _speed_calls():
@@ -629,10 +630,7 @@ def _demo_speed():
         times = {}
         for backend in ("numpy", "cython", "numba"):
             with _backend.use_backend(backend):
-                start = time.perf_counter()
-                call()
-                first = time.perf_counter() - start
-                times[backend] = _seconds(call)
+                first, times[backend] = _seconds(call)
         ratios = [f"{times['numpy'] / times[backend]:.1f}×" for backend in ("cython", "numba")]
         rows.append((name, *(f"{1e3 * seconds:.2f}" for seconds in times.values()), f"{1e3 * first:.0f}", *ratios))
     _table(
