@@ -134,9 +134,9 @@ class Distribution:
         """Draw independent samples."""
         raise NotImplementedError
 
-    def logpdf_into(self, x, out, module, origin=None):
-        """Write the log-density at contiguous points, given less `origin`, into `out`."""
-        out[:] = self.logpdf(x if origin is None else x + origin)
+    def logpdf_into(self, x, out, module, origin=None, backend=None):
+        """Write the log-density at contiguous points, given less `origin`, into `out`; `module` is the backend's."""
+        out[:] = self.logpdf(x if origin is None else x + origin, backend=backend)
 
     def log_prob(self, x: ArrayLike, *, backend: str | None = None) -> Floats:
         """Logarithm of the density, as `logpdf`."""
@@ -289,7 +289,7 @@ class Mixture(Distribution):
         used = self.weights > 0
         return np.unique(self.means[used] + np.outer([0, 1, -1, 3, -3, 9, -9], self.stds[used]))
 
-    def logpdf_into(self, x, out, module, origin=None):
+    def logpdf_into(self, x, out, module, origin=None, backend=None):
         """Write the log-density at contiguous points, given less `origin`, into `out`, on the calling thread."""
         if x.dtype == FLOAT64 and origin is None:
             kernel, parameters = self.ready(module)

@@ -61,13 +61,6 @@ def _draw(p, k, n, rng):
     return p.sample(n, rng=rng), None
 
 
-def _logpdf_into(p, x, origin, out, module, backend):
-    if isinstance(p, Mixture):
-        p.logpdf_into(x, out, module, origin)
-    else:
-        out[:] = p.logpdf(x if origin is None else x + origin, backend=backend)
-
-
 def _component_moments(p, q, counts, rng, backend):
     """Return the moments of log p - log q over `counts[k]` draws of each component k of p.
 
@@ -87,9 +80,9 @@ def _component_moments(p, q, counts, rng, backend):
         k, n = tasks[index]
         x, origin = _draw(p, k, n, np.random.Generator(np.random.SFC64(seeds[index])))
         log_p, log_q, moments = np.empty(n), np.zeros(n), new_moments()
-        _logpdf_into(p, x, origin, log_p, module, backend)
+        p.logpdf_into(x, log_p, module, origin, backend)
         if q is not None:
-            _logpdf_into(q, x, origin, log_q, module, backend)
+            q.logpdf_into(x, log_q, module, origin, backend)
         module.log_ratio_moments(log_p, log_q, moments)
         return moments
 
