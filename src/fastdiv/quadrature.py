@@ -450,44 +450,44 @@ def _integrate_any(p, q, lower, upper, rtol, backend):
     In z poles at the ends of the support and heavy tails fall off exponentially. What lies beyond the ends of z is in
     the error, and so is what the densities' masses lack of 1.
     """
-    carried = _OnZ(p, backend)
+    on_z = _OnZ(p, backend)
     masses = {}
-    for name, part in (("p", carried), ("q", None if q is None else _OnZ(q, backend))):
+    for name, part in (("p", on_z), ("q", None if q is None else _OnZ(q, backend))):
         if part is not None and not isinstance(part.p, Mixture | Midpoint):
             masses[name] = part.mass(rtol)
 
     counted = UNDERFLOWN
 
     def integrand(z):
-        x, log_p, weight, unit = carried.evaluate(z)
+        x, log_p, weight, unit = on_z.evaluate(z)
         log_q = np.zeros(len(z)) if q is None else q.logpdf(x, backend=backend)
         unit = np.maximum(unit, 4 * np.finfo(log_q.dtype).eps)
         log_q = np.where(~(log_q > -math.inf) & (weight < counted), LOG_SMALLEST, log_q)
         log_q = np.where(weight > 0, log_q, 0.0)
         return weight * (log_p - log_q), unit * weight * (1 + np.abs(log_p) + np.abs(log_q))
 
-    ends = carried.to_z(np.clip([lower, upper], *p.support))
-    edges = carried.within(carried.edges, *ends)
+    ends = on_z.to_z(np.clip([lower, upper], *p.support))
+    edges = on_z.within(on_z.edges, *ends)
     if q is not None:
         low, high = p.support
         marks = np.append(q.landmarks, q.support)
-        edges = carried.within([*edges, *carried.to_z(marks[(marks > low) & (marks < high)])], *ends)
+        edges = on_z.within([*edges, *on_z.to_z(marks[(marks > low) & (marks < high)])], *ends)
     if len(edges) < 2:
-        return 0.0, 0.0, carried.n_evaluations, True, {}
+        return 0.0, 0.0, on_z.n_evaluations, True, {}
     value, error, _, converged = _adaptive(integrand, edges, rtol)
-    zeros, underflow = _zeros(q, carried.to_x, edges) if q is not None and value == math.inf else (True, False)
+    zeros, underflow = _zeros(q, on_z.to_x, edges) if q is not None and value == math.inf else (True, False)
     if not zeros:
         # Rounding has put a point onto a single one at which q is 0.
         counted = math.inf
         value, error, _, converged = _adaptive(integrand, edges, rtol)
     # Towards a pole the panels that are left halve the rest only in two steps.
     error = error if converged else 4 * error
-    beyond = carried.beyond(integrand)[[ends[0] < carried.reach[0], ends[1] > carried.reach[1]]]
+    beyond = on_z.beyond(integrand)[[ends[0] < on_z.reach[0], ends[1] > on_z.reach[1]]]
     normalised = all(abs(1 - total) <= mass_error + MASS_ERROR for total, mass_error in masses.values())
     diagnostics = {"mass": {name: total for name, (total, _) in masses.items()}}
     if value == math.inf or -math.inf in beyond:
         diagnostics["underflow"] = underflow
-        return math.inf, math.inf, carried.n_evaluations, normalised and not underflow, diagnostics
+        return math.inf, math.inf, on_z.n_evaluations, normalised and not underflow, diagnostics
     error += np.sum(beyond)
     if normalised:
         error += sum(abs(1 - total) for total, _ in masses.values()) * (1 + abs(value))
@@ -495,7 +495,7 @@ def _integrate_any(p, q, lower, upper, rtol, backend):
         # What the mass that was not found would have brought is not known.
         error = math.inf
     converged &= error < math.inf and np.sum(beyond) <= MAX_TAIL * abs(value)
-    return value, error, carried.n_evaluations, converged, diagnostics
+    return value, error, on_z.n_evaluations, converged, diagnostics
 
 
 def _zeros(q, to_x, edges):
