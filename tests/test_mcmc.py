@@ -69,6 +69,21 @@ class Compiled:
         return -(u * u - u * v + v * v) / 1.5, slope
 
 
+gaussian = Compiled.logp_grad
+
+
+class OfRows:
+    """The same, of which each of four rows has a quarter."""
+
+    dim, n_rows = 2, 4
+
+    @staticmethod
+    @numba.njit
+    def logp_grad(theta, rows):
+        logp, slope = gaussian(theta)
+        return logp * len(rows) / 4, slope * len(rows) / 4
+
+
 def summary_of(draws):
     """ArviZ's row for draws (chains, draws) of one quantity."""
     return MetropolisResult(None, draws[..., None], draws, *[None] * 5).summary().iloc[0]
@@ -156,7 +171,7 @@ def test_more_chains_leave_the_first_ones_alone(published):
 
 
 @pytest.mark.parametrize(
-    "model", [Gaussian(), Blocked(), WithoutGradient(), Compiled()], ids=lambda m: type(m).__name__
+    "model", [Gaussian(), Blocked(), WithoutGradient(), Compiled(), OfRows()], ids=lambda m: type(m).__name__
 )
 def test_any_density_will_do(model):
     result = metropolis(model, 15_000, 1000, rng=0)

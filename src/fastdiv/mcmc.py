@@ -14,7 +14,7 @@ from ._arviz import inference_data
 from ._backend import kernels, map_blocks, one_blas_thread
 from ._progress import progress_bar
 from .estimate import warn_of_accuracy
-from .mixture_model import MixtureModel
+from .mixture_model import MixtureModel, logp_grad_by_all_rows
 
 if TYPE_CHECKING:
     from typing import Any
@@ -254,7 +254,7 @@ class _MixtureWalk:
         self.chunk = min(max(CHUNK_VALUES // values, 1), CHUNK_STEPS)
         self.chains_at_once = 1
         # By one kernel set, so that chains begin at the same mode under each.
-        self.logp_grad = lambda theta: model.logp_grad(theta, backend="cython")
+        self.logp_grad = logp_grad_by_all_rows(model, "cython")
         self.lowest = np.full(model.dim, -np.inf)
         if model.has_scales:
             with np.errstate(divide="ignore"):
@@ -277,7 +277,7 @@ class _PythonWalk:
     chunk = PYTHON_STEPS
 
     def __init__(self, model, chains, start):
-        self.logp_grad = getattr(model, "logp_grad", None)
+        self.logp_grad = logp_grad_by_all_rows(model) if hasattr(model, "logp_grad") else None
         self._density = getattr(model, "logp", None) or self.logp_grad or model
         dim = getattr(model, "dim", None if start is None else np.shape(start)[-1:])
         if not callable(self._density) or not isinstance(dim, int | np.integer | tuple) or dim == ():
@@ -469,8 +469,9 @@ def metropolis(
     ----------
     model : MixtureModel or object or function
         An object has ``dim``, P, and ``logp(theta)``, the log-density of unconstrained parameters (P,), or
-        ``logp_grad(theta)``, that and its gradient; optionally ``blocks``, slices of the parameters that move together
-        (else each moves alone), ``start(rng)`` and ``constrain(theta)``. A function, of either kind, needs `start`.
+        ``logp_grad``, that and its gradient, as `advi` takes it; optionally ``blocks``, slices of the parameters that
+        move together (else each moves alone), ``start(rng)`` and ``constrain(theta)``. A function of parameters alone,
+        of either kind, needs `start`.
     draws : int
         Draws of each chain.
     tune : int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -362,3 +364,28 @@ class MixtureModel:
         if theta.shape[-1:] != (self.dim,) or (shape is not None and theta.shape != shape):
             raise ValueError(f"theta must have shape {shape or f'(..., {self.dim})'}, got {theta.shape}")
         return theta
+
+
+def logp_grad_of(model):
+    """Return a model's log-density with its gradient, whether Numba has compiled it, and whether it takes rows.
+
+    The model is an object that has it, or itself the function.
+    """
+    function = getattr(model, "logp_grad", model)
+    is_compiled = hasattr(function, "py_func")
+    try:
+        inspect.signature(function.py_func if is_compiled else function).bind("theta", "rows")
+    except (TypeError, ValueError):
+        return function, is_compiled, False
+    return function, is_compiled, True
+
+
+def logp_grad_by_all_rows(model, backend=None):
+    """Return a model's log-density with its gradient, as a function of the parameters alone."""
+    if isinstance(model, MixtureModel):
+        return partial(model.logp_grad, backend=backend)
+    function, is_compiled, takes_rows = logp_grad_of(model)
+    if not takes_rows:
+        return function
+    rows = np.arange(model.n_rows) if is_compiled else None
+    return lambda theta: function(theta, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,7 +16,7 @@ from ._arviz import inference_data
 from ._backend import kernels
 from ._progress import progress_bar
 from .estimate import Estimate, warn_of_accuracy
-from .mixture_model import MixtureModel
+from .mixture_model import MixtureModel, logp_grad_by_all_rows, logp_grad_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -165,15 +164,6 @@ class ADVIResult:
         """Return `n` draws in the original space as ArviZ takes them, in one chain; needs ArviZ."""
         return inference_data(posterior={name: draws[None] for name, draws in self.draws(n, rng=rng).items()})
 
-    def _logp(self, theta):
-        """Return the log-density by all rows."""
-        if isinstance(self.model, MixtureModel):
-            return self.model.logp_grad(theta, backend=self._backend)[0]
-        density, is_compiled, takes_rows = _density_of(self.model)
-        if not takes_rows:
-            return density(theta)[0]
-        return density(theta, np.arange(self.model.n_rows) if is_compiled else None)[0]
-
     @cached_property
     def elbo(self) -> Estimate:  # noqa: D102
         from .functionals import pareto_k
@@ -181,7 +171,8 @@ class ADVIResult:
         noise = np.random.default_rng(0).standard_normal((N_DRAWS, len(self.loc)))
         log_q = -np.sum(noise**2, axis=1) / 2 - len(self.loc) * math.log(2 * math.pi) / 2
         log_q -= np.sum(np.log(np.diag(self.cholesky)))
-        log_weights = np.array([self._logp(theta) for theta in self._place(noise)]) - log_q
+        logp_grad = logp_grad_by_all_rows(self.model, self._backend)
+        log_weights = np.array([logp_grad(theta)[0] for theta in self._place(noise)]) - log_q
         shape = pareto_k(log_weights)
         if shape > MAX_PARETO_K:
             warn_of_accuracy(
@@ -199,17 +190,6 @@ class ADVIResult:
         )
 
 
-def _density_of(model):
-    """Return the function that gives a log-density and its gradient, and whether it is compiled and takes rows."""
-    density = getattr(model, "logp_grad", model)
-    is_compiled = hasattr(density, "py_func")
-    try:
-        inspect.signature(density.py_func if is_compiled else density).bind("theta", "rows")
-    except TypeError:
-        return density, is_compiled, False
-    return density, is_compiled, True
-
-
 @cache
 def _without_rows(density):
     from numba import njit
@@ -219,17 +199,16 @@ def _without_rows(density):
 
 def _density(model, batch_size):
     """Return the function of parameters and rows that the steps call."""
-    density, is_compiled, takes_rows = _density_of(model)
+    density, is_compiled, takes_rows = logp_grad_of(model)
     if batch_size and not takes_rows:
         raise TypeError("batch_size is for log-densities of parameters and rows")
     if is_compiled and takes_rows and not batch_size:
         raise TypeError("a compiled log-density of parameters and rows needs batch_size, for all rows their number")
+    if batch_size:
+        return density
     if is_compiled:
-        return density if takes_rows else _without_rows(density)
-    return (lambda theta, rows: density(theta, rows if batch_size else None)) if takes_rows else _any_rows(density)
-
-
-def _any_rows(density):
+        return _without_rows(density)
+    density = logp_grad_by_all_rows(model)
     return lambda theta, rows: density(theta)
 
 
