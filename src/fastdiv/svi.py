@@ -75,7 +75,8 @@ class ADVIState:
     losses : ndarray
         Those of all steps made.
     order : ndarray
-        The rows in random order, of which mini-batches are stretches; empty without batches.
+        The rows in random order, and the first of them again for what goes around the end: mini-batches are its
+        stretches. Empty without batches.
     noise, places : Generator
         Where the draws come from, and where the stretches begin.
     """
@@ -247,7 +248,8 @@ def _begin(model, options, start, rng):
     moments = np.zeros((OPTIMIZERS[options["optimizer"]].n_arrays, phi.size))
     order = np.empty(0, dtype=np.intp)
     if options["batch_size"]:
-        order = places.permutation(model.n_rows).astype(np.intp, copy=False)
+        order = np.resize(places.permutation(model.n_rows), model.n_rows + options["batch_size"] - 1)
+        order = order.astype(np.intp, copy=False)
     if not isinstance(model, MixtureModel):
         logp, gradient = _density(model, options["batch_size"])(start, order[: options["batch_size"]])
         if np.shape(logp) != () or np.shape(gradient) != (dim,) or not np.all(np.isfinite([logp, *gradient])):
@@ -286,7 +288,7 @@ def _checked_options(model, family, optimizer, learning_rate, batch_size, n_draw
 def _checked_state(state, model):
     if not isinstance(state, ADVIState):
         raise TypeError(f"state must be that of an ADVIResult, got {state!r}")
-    dim, n_rows = _n_params(state), len(state.order)
+    dim, n_rows = _n_params(state), len(state.order) - (state.options["batch_size"] or 1) + 1
     if dim != getattr(model, "dim", dim) or n_rows not in (0, getattr(model, "n_rows", 0)):
         raise ValueError(f"state must be of the same model, got that of one with {dim} parameters and {n_rows} rows")
     return copy.deepcopy(state)
@@ -427,8 +429,7 @@ def _climb(model, state, n_steps, tol, progress, backend):
     numbers = options["learning_rate"], optimizer.momentum, optimizer.decay, optimizer.epsilon
     n_params = _n_params(state)
     advance = _advance(model, options["batch_size"], backend)
-    around = np.append(state.order, state.order[: max(batch_size - 1, 0)])
-    stretches = np.lib.stride_tricks.sliding_window_view(around, batch_size)
+    stretches = np.lib.stride_tricks.sliding_window_view(state.order, batch_size)
     chunk = CHUNK_VALUES // (n_draws * (batch_size or getattr(model, "n_rows", 1)) * n_params)
     most = CHUNK_STEPS if isinstance(model, MixtureModel) else PYTHON_STEPS
     chunk = min(max(chunk, 1), most if tol is None else min(most, WINDOW))
