@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from .evidence import elbo, log_evidence
     from .kernel_ratio import KLIEPRatio, LeastSquaresRatio
     from .logistic import LogisticRatioClassifier
-    from .mcmc import MetropolisResult, metropolis
+    from .mcmc import MetropolisResult, MetropolisState, metropolis
     from .mixture_model import MixtureModel
     from .neighbors import knn_kl_divergence
     from .networks import MLPRatioClassifier
     from .samples import kl_divergence_from_samples
-    from .svi import ADVIResult, advi
+    from .svi import ADVIResult, ADVIState, advi
     from .telescoping import TelescopingRatioClassifier
     from .transforms import Transformed, unconstrain
     from .variational import KLFit, fit_kl
 
 __all__ = [
     "ADVIResult",
+    "ADVIState",
     "AccuracyWarning",
     "Estimate",
     "KLFit",
@@ -41,6 +42,7 @@ __all__ = [
     "LogisticRatioClassifier",
     "MLPRatioClassifier",
     "MetropolisResult",
+    "MetropolisState",
     "Mixture",
     "MixtureModel",
     "MultivariateNormal",
@@ -81,12 +83,14 @@ __all__ = [
 # What needs scikit-learn or SciPy to be defined, or is not needed by everyone: importing fastdiv is to be quick.
 _AT_FIRST_USE = {
     "ADVIResult": ".svi",
+    "ADVIState": ".svi",
     "KLFit": ".variational",
     "KLIEPRatio": ".kernel_ratio",
     "LeastSquaresRatio": ".kernel_ratio",
     "LogisticRatioClassifier": ".logistic",
     "MLPRatioClassifier": ".networks",
     "MetropolisResult": ".mcmc",
+    "MetropolisState": ".mcmc",
     "MixtureModel": ".mixture_model",
     "RatioFromClassifier": ".calibration",
     "TelescopingRatioClassifier": ".telescoping",
