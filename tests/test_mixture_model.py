@@ -166,15 +166,34 @@ def test_it_pickles_and_hands_its_density_over(X):
         (([[1.0]], 2, "full"), {}, "cov must be 'identity', 'diag' or an array of shape"),
         (([[1.0]], 2, [[-1.0]]), {}, "cov must be positive definite"),
         (([[1.0]], 2, np.eye(2)), {}, "cov must have shape"),
-        (([[1.0]], 2), {"mean_prior_scale": 0}, "mean_prior_scale must be a positive number, got 0"),
+        (([[1.0]], 2), {"mean_prior_scale": 0}, "mean_prior_scale must be a positive number, from .* to .*, got 0.0"),
+        (([[1.0]], 2), {"mean_prior_scale": 1e-200}, "mean_prior_scale must be a positive number.*, got 1e-200"),
+        (([[1.0]], 2), {"mean_prior_scale": 1e200}, "mean_prior_scale must be a positive number.*, got 1e\\+200"),
+        (([[1.0]], 2), {"concentration": 1e306}, "concentration must be positive.*, got 1e\\+306"),
         (([[1.0]], 2), {"concentration": [1, 2, 3]}, "concentration must be positive, a number or an array of shape"),
         (([[1.0]], 2, "diag"), {"scale_prior": "gamma"}, "scale_prior must be"),
         (([[1.0]], 2, "diag"), {"scale_prior": ("half-normal", 1, 2)}, "scale_prior must have 1 after 'half-normal'"),
+        (([[1.0]], 2, "diag"), {"scale_prior": ("half-normal", 1e-200)}, "scale_prior must be.*, got 1e-200"),
+        (([[1.0]], 2, "diag"), {"scale_prior": ("inverse-gamma", 1e306, 1)}, "scale_prior must be.*, got 1e\\+306"),
+        (([[1.0]], 2, "diag"), {"scale_prior": ("inverse-gamma", 1, np.inf)}, "scale_prior must be.*, got inf"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         MixtureModel(*arguments, **options)
+
+
+@pytest.mark.parametrize("number", [1e-100, 1e100])
+def test_priors_of_every_size_are_scipys(number):
+    for prior, of_std in (
+        (("half-normal", number), halfnorm(scale=number)),
+        (("inverse-gamma", number, 2.0), invgamma(number, scale=2.0)),
+    ):
+        options = {"mean_prior_scale": number, "concentration": number, "scale_prior": prior}
+        logp, gradient = MixtureModel([[1.0]], 1, "diag", **options).logp_grad([0.5, 0.0])
+        truth = norm(0.5).logpdf(1.0) + norm(0, number).logpdf(0.5) + of_std.logpdf(1.0)
+        assert logp == pytest.approx(truth, rel=1e-12)
+        assert np.all(np.isfinite(gradient))
 
 
 def test_wrong_parameters_are_refused(X):

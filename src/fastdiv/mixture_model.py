@@ -24,13 +24,15 @@ SCALE_PRIORS = {"half-normal": 1, "inverse-gamma": 2}
 START_ROWS = 1000
 NO_ROWS = np.empty(0, dtype=np.intp)
 LOG_2PI = math.log(2 * math.pi)
+# Of a prior's parameters: beyond, squares and logarithms of gamma functions leave the range of float64.
+LEAST, MOST = 1e-100, 1e100
 
 
 def _positive(value, name, shape):
     array = as_float_array(value, name).astype(np.float64)
-    if array.shape not in ((), shape) or not np.all(np.isfinite(array) & (array > 0)):
+    if array.shape not in ((), shape) or not np.all((array >= LEAST) & (array <= MOST)):
         wanted = "a positive number" if shape == () else f"positive, a number or an array of shape {shape}"
-        raise ValueError(f"{name} must be {wanted}, got {array.tolist()}")
+        raise ValueError(f"{name} must be {wanted}, from {LEAST:g} to {MOST:g}, got {array.tolist()}")
     return np.array(np.broadcast_to(array, shape))
 
 
