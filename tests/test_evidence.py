@@ -117,15 +117,28 @@ def test_a_mode_beyond_one_that_underflows(std):
     assert log_evidence(log_density) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("options", [{}, {"bounds": (-1, 1)}, {"q": Normal(), "rng": 0}])
-def test_nan_where_it_counts_is_refused(options):
+def test_what_is_no_log_density_where_it_counts_is_refused(options, value):
     def log_joint(x):
-        return np.where(x > 0, np.nan, -(x**2))
+        return np.where(x > 0, value, -(x**2))
 
-    with pytest.raises(ValueError, match="log_joint must not be NaN where it counts, got NaN at"):
+    message = f"must not be NaN or inf where it counts, got {value} at|inf nowhere, got a maximum of {value}"
+    with pytest.raises(ValueError, match=message):
         log_evidence(log_joint, **options)
-    with pytest.raises(ValueError, match="log_joint must not be NaN where it counts, got NaN at"):
-        elbo(Normal(), log_joint)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("method", ["quadrature", "trapezoid", "monte-carlo"])
+def test_bounds_are_refused_by_every_method(method, value):
+    def log_joint(x):
+        return np.where(x > 11, value, -(x**2))
+
+    with pytest.raises(ValueError, match=f"log_joint must not be NaN or inf where it counts, got {value} at .?1[1-9]"):
+        elbo(Normal(10), log_joint, method=method, rng=0)
+    message = rf"log_joint must not be NaN or inf where it counts, got {value} at \[1[1-9]\."
+    with pytest.raises(ValueError, match=message):
+        elbo(MultivariateNormal([10, 0], [1, 1]), lambda x: log_joint(x[:, 0]), rng=0)
 
 
 def test_nan_where_it_does_not_count_is_nothing():

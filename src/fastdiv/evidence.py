@@ -57,6 +57,11 @@ class Joint(Wrapped):
     def __repr__(self):
         return repr(self.wrapped)
 
+    def logpdf_into(self, x, out, module, origin=None, backend=None):
+        """Write the log-density at points that were drawn, of which each counts."""
+        super().logpdf_into(x, out, module, origin, backend)
+        check_where_it_counts(self, x if origin is None else x + origin, out)
+
 
 def as_target(target, name, like=None):
     """Return a distribution, and whether it is one: a function is a log-density that need not be normalised.
@@ -68,11 +73,12 @@ def as_target(target, name, like=None):
     return check_distributions(**{name: target})[0], True
 
 
-def check_not_nan(target, x, logs):
-    """Raise ValueError where log-densities at points that count are NaN."""
-    if np.any(np.isnan(logs)):
-        at = x[np.isnan(logs)][0]
-        raise ValueError(f"{getattr(target, 'name', repr(target))} must not be NaN where it counts, got NaN at {at}")
+def check_where_it_counts(target, x, logs):
+    """Raise ValueError where log-densities at points that count are NaN, or those of a function inf."""
+    wrong = np.isnan(logs) | (np.isposinf(logs) & isinstance(target, Joint))
+    if np.any(wrong):
+        name, got = getattr(target, "name", repr(target)), f"{logs[wrong][0]} at {x[wrong][0]}"
+        raise ValueError(f"{name} must not be NaN or inf where it counts, got {got}")
 
 
 def density_of(target, backend):
@@ -210,7 +216,7 @@ class LineRule:
         each = -(-n // len(self.windows)) + 1
         z = np.linspace(*self.windows.T, each, axis=1)
         logs, x = self.at(z), self.to_x(z)[0]
-        check_not_nan(self.target, x, logs)
+        check_where_it_counts(self.target, x, logs)
         logs[:, [0, -1]] -= math.log(2)
         logs += np.log(np.diff(self.windows) / (each - 1))
         return x.reshape(-1, 1), logs.ravel()
@@ -313,7 +319,7 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
         n_evaluations += len(x)
         x, logs, weights = (part[weights > 0] for part in (x, logs, weights))
         others = log_q(x)
-        check_not_nan(q, x, others)
+        check_where_it_counts(q, x, others)
         doubtful = 0 < weights @ (others == -np.inf) < LEAST_MASS
         return float(weights @ (logs - others))
 
@@ -369,7 +375,8 @@ def elbo(
     TypeError
         If `q` is not a distribution, or `log_joint` neither one nor a function.
     ValueError
-        If they have different dimensions, a setting is out of range, or `log_joint` is NaN where q has mass.
+        If they have different dimensions, a setting is out of range, or `log_joint` is NaN or inf where
+        q has mass.
 
     Examples
     --------
@@ -413,7 +420,7 @@ def _kl_from_joint(q, target, method, rtol, bounds, num, backend):
         return converged
     x = np.linspace(*checked_bounds(bounds), as_count(num, "num", 2))
     log_q, log_joint = (d.logpdf(x, backend=backend) for d in (q, target))
-    check_not_nan(target, x, log_joint)
+    check_where_it_counts(target, x, log_joint)
     with np.errstate(invalid="ignore"):
         terms = np.where(np.exp(log_q) > 0, np.exp(log_q) * (log_q - log_joint), 0.0)
     value = float(np.trapezoid(terms, x))
@@ -532,7 +539,7 @@ def _trapezoid_terms(target, log_density, bounds, n):
     """Return the logarithms of the terms of the trapezoid rule."""
     x = np.linspace(*bounds, n)
     logs = np.array(log_density(x[:, None]), dtype=np.float64)
-    check_not_nan(target, x, logs)
+    check_where_it_counts(target, x, logs)
     logs[[0, -1]] -= math.log(2)
     return logs + math.log((bounds[1] - bounds[0]) / (n - 1))
 
@@ -563,7 +570,7 @@ def _by_importance_sampling(log_joint, q, n, rng, backend):
     def work(start, stop):
         x = q.sample(stop - start, rng=np.random.Generator(np.random.SFC64(seeds[start // BLOCK_SIZE])))
         logs = target.logpdf(x, backend=backend)
-        check_not_nan(target, x, logs)
+        check_where_it_counts(target, x, logs)
         return logs - q.logpdf(x, backend=backend)
 
     if isinstance(q, Mixture) and isinstance(target, Mixture):
