@@ -470,7 +470,7 @@ S2: p = N((1, 4), I), q = N((−3, 2), 2.5² I).
 S3: p = ½ N(4, .75²) + ½ N(6, .75²), q = N(5, 1²), 1000 points.
 S4: p = .4 N(−1, .75²) + .6 N(4, .5²), q = N(0, 1); of densities what is published is the closed form.
 Fits: of N(μ, σ²) to p and to the posterior of a coin, by its log-odds, after 0, 1, 1, 0, 0; published in float64.
-S5: a Bayesian mixture of two Gaussians and 100 rows; sd is the posterior's standard deviation."""
+S5: a Bayesian mixture of two Gaussians and 100 rows: the larger one's weight and mean; sd is the posterior's."""
 
 
 def _figures():
@@ -569,9 +569,9 @@ def _posterior_figures():
         ({name: np.concatenate(values) for name, values in chains.items()}, "Metropolis", ("0.858", "0.816")),
     ):
         larger = np.argmax(draws["weights"].mean(axis=0))
-        parts = {"larger weight": draws["weights"][:, larger], "its mean": draws["means"][:, larger, 0]}
+        parts = {f"weight, {method}": draws["weights"][:, larger], "  mean": draws["means"][:, larger, 0]}
         for (name, values), figure in zip(parts.items(), published, strict=True):
-            yield "S5", f"{name}, {method}", figure, f"{values.mean():.3f}, sd {values.std():.3f}"
+            yield "S5", name, figure, f"{values.mean():.3f}, sd {values.std():.3f}"
     losses = fit.losses[-1000:]
     yield "S5", "ADVI's loss", "321.6", Estimate(losses.mean(), error=losses.std() / math.sqrt(1000), method="advi")
 
