@@ -1,9 +1,10 @@
 """Write `s5_nuts.csv`: the posterior of the Bayesian Gaussian mixture of 100 rows, by a long run of NUTS.
 
-``python tests/data/s5_nuts.py``, with NumPyro 0.22 and ArviZ 0.23 installed, takes two minutes. The rows are those of
-the published figures; means have the prior N(0, I), weights Dirichlet(0.1, 0.1), components unit covariance. All chains
-start near the mode whose first component is the smaller one, and the run fails if one of them leaves it, so that labels
-match. Columns: posterior mean and sd, their Monte-Carlo standard errors, and the effective sample size of the mean.
+``PYTHONPATH=tests python tests/data/s5_nuts.py``, with NumPyro 0.22 and ArviZ 0.23 installed, takes two minutes. The
+rows are those of the published figures; means have the prior N(0, I), weights Dirichlet(0.1, 0.1), components unit
+covariance. All chains start near the mode whose first component is the smaller one, and the run fails if one of them
+leaves it, so that labels match. Columns: posterior mean and sd, their Monte-Carlo standard errors, and the effective
+sample size of the mean.
 
 What NUTS finds is checked by importance sampling from a Student's t at the mode, independent of it and more precise:
 the run fails where a mean or sd differs by more than four standard errors of the difference. But for the swap of labels
@@ -22,19 +23,12 @@ from numpyro.infer import MCMC, NUTS
 from scipy.optimize import minimize
 from scipy.stats import multivariate_t
 
+from conftest import published_rows
+
 jax.config.update("jax_enable_x64", True)
 NAMES = ["weights[0]", "weights[1]", "means[0,0]", "means[0,1]", "means[1,0]", "means[1,1]"]
 CONCENTRATION, CHAINS, DRAWS, CHECKS, BLOCK = 0.1, 8, 100_000, 4_000_000, 100_000
-
-
-def rows():
-    rng = np.random.RandomState(123)
-    labels = np.array([rng.multinomial(1, (0.2, 0.8)) for _ in range(100)])
-    components = np.stack([rng.multivariate_normal(mean, np.eye(2), size=100) for mean in ((-1, -1.5), (1, 1))], axis=1)
-    return components[labels == 1]
-
-
-X = rows()
+X = published_rows()
 
 
 def log_density(theta):
