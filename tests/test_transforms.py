@@ -794,6 +794,21 @@ def test_there_and_back_the_density_is_the_same(x, a, scale):
     assert_allclose(back.logpdf(y), base.logpdf(y), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("transform", [Exp(), Sigmoid(), Interval(1, 4), Compose(Affine(3, 2), Exp())])
+def test_what_was_carried_from_the_line_is_carried_back_as_it_was(transform):
+    base, z = Normal(0, 10), np.array([-800.0, -60.0, 0.5, 30.0, 60.0, 800.0])
+    back = Transformed(Transformed(base, transform), transform.inv)
+    assert_array_equal(back.logpdf(z), base.logpdf(z))
+    assert_array_equal(back.score(z), base.score(z))
+
+
+def test_what_was_carried_to_the_simplex_is_carried_back_as_it_was():
+    base, z = MultivariateNormal([0, 0], [100, 100]), np.array([[-50.0, 2.0], [1.0, 50.0]])
+    back = unconstrain(Transformed(base, StickBreaking()))
+    assert_array_equal(back.logpdf(z), base.logpdf(z))
+    assert_array_equal(back.score(z), base.score(z))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "sentence"),
     [

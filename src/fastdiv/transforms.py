@@ -882,6 +882,9 @@ class Transformed(Distribution):
         self._inverse = transform.inv
         bounded = not self.event_shape and any(map(math.isfinite, ends))
         self._to_line = bounded and isinstance(self._inverse, Interval) and self._inverse.codomain == ends
+        # What is back on the whole line has the density that it had there, also where points round on the way.
+        is_back = isinstance(self.base, Transformed) and self.base.transform == self._inverse
+        self._original = self.base.base if is_back and np.all(np.isinf(self._support)) else None
 
     def __repr__(self):
         return f"Transformed({self.base!r}, {self.transform!r})"
@@ -1047,6 +1050,8 @@ class Transformed(Distribution):
         return [ends for ends in zip(self._support, (1, -1), base_ends, strict=True) if np.isfinite(ends[0])]
 
     def _interior_logpdf(self, y, backend):
+        if self._original is not None:
+            return self._original.logpdf(y, backend=backend)
         if self._to_line:
             density = _carried_logpdf(self.base, self._inverse, y, backend)
         else:
@@ -1056,6 +1061,8 @@ class Transformed(Distribution):
         return density + (log_jacobian.sum(axis=-1) if one_by_one else log_jacobian)
 
     def _interior_score(self, y, backend):
+        if self._original is not None:
+            return self._original.score(y, backend=backend)
         if self._to_line:
             pulled = _carried_score(self.base, self._inverse, y, backend)
         else:
