@@ -1,5 +1,6 @@
 """The posterior density of a Bayesian mixture, against SciPy's densities."""
 
+import doctest
 import pickle
 
 import numpy as np
@@ -155,6 +156,15 @@ def test_it_pickles_and_hands_its_density_over(X):
     theta = np.zeros(model.dim)
     other = pickle.loads(pickle.dumps(model))
     assert other.logp_grad(theta)[0] == model.logp_grad(theta)[0] == model.to_logp_grad()(theta)[0]
+
+
+def test_examples_of_other_samplers_run():
+    pytest.importorskip("nutpie")
+    pytest.importorskip("blackjax")
+    (examples,) = doctest.DocTestFinder().find(MixtureModel.to_logp_grad, globs={})
+    for example in examples.examples:
+        example.options.clear()
+    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 @pytest.mark.parametrize(

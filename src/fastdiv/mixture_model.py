@@ -219,20 +219,41 @@ class MixtureModel:
 
         Examples
         --------
-        NUTS by nutpie:
-
         >>> import numpy as np
         >>> from fastdiv import MixtureModel
         >>> model = MixtureModel([[0.0], [1.0]], 1)
         >>> logp_grad = model.to_logp_grad()
         >>> logp_grad(np.array([0.5]))[1]
         array([-0.5])
+
+        NUTS by nutpie, of the weights (1,) and means (1, 1):
+
         >>> import nutpie  # doctest: +SKIP
         >>> compiled = nutpie.compiled_pyfunc.from_pyfunc(  # doctest: +SKIP
-        ...     model.dim, lambda: logp_grad, lambda *_: lambda theta: {"theta": theta}, [np.float64], [(model.dim,)],
-        ...     ["theta"],
+        ...     model.dim, model.to_logp_grad, lambda *_: model.constrain, ["float64"] * 2, [(1,), (1, 1)],
+        ...     ["weights", "means"], make_initial_point_fn=model.start,
         ... )
-        >>> trace = nutpie.sample(compiled)  # doctest: +SKIP
+        >>> trace = nutpie.sample(compiled, progress_bar=False, seed=0)  # doctest: +SKIP
+        >>> bool(abs(trace.posterior["means"].mean() - 1 / 3) < 0.1)  # doctest: +SKIP
+        True
+
+        NUTS by BlackJAX:
+
+        >>> import blackjax, jax  # doctest: +SKIP
+        >>> jax.config.update("jax_enable_x64", True)  # doctest: +SKIP
+        >>> def called(theta):  # doctest: +SKIP
+        ...     shapes = jax.ShapeDtypeStruct((), theta.dtype), theta
+        ...     return jax.pure_callback(logp_grad, shapes, theta, vmap_method="sequential")
+        >>> logp = jax.custom_vjp(lambda theta: called(theta)[0])  # doctest: +SKIP
+        >>> logp.defvjp(called, lambda grad, scale: (scale * grad,))  # doctest: +SKIP
+        >>> tuning, steps = jax.random.split(jax.random.key(0))  # doctest: +SKIP
+        >>> adaptation = blackjax.window_adaptation(blackjax.nuts, logp)  # doctest: +SKIP
+        >>> (state, tuned), _ = adaptation.run(tuning, model.start(0), 1000)  # doctest: +SKIP
+        >>> nuts = blackjax.nuts(logp, **tuned)  # doctest: +SKIP
+        >>> _, (states, _) = blackjax.util.run_inference_algorithm(steps, nuts, 1000, state)  # doctest: +SKIP
+        >>> draws = model.constrain(np.asarray(states.position))  # doctest: +SKIP
+        >>> bool(abs(draws["means"].mean() - 1 / 3) < 0.1)  # doctest: +SKIP
+        True
         """
         x, *parameters = self.kernel_parameters()
         kernel = kernels().mixture_model_logp_grad
