@@ -15,6 +15,7 @@ from fastdiv import (
     Normal,
     elbo,
     entropy,
+    fit_kl,
     kl_divergence,
     log_evidence,
     unconstrain,
@@ -139,6 +140,21 @@ def test_bounds_are_refused_by_every_method(method, value):
     message = rf"log_joint must not be NaN or inf where it counts, got {value} at \[1[1-9]\."
     with pytest.raises(ValueError, match=message):
         elbo(MultivariateNormal([10, 0], [1, 1]), lambda x: log_joint(x[:, 0]), rng=0)
+
+
+@pytest.mark.parametrize("std", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("mean", [0.3, 1.2345, 3.0])
+def test_a_narrow_peak_in_a_wide_one_is_not_passed_over(mean, std):
+    p = Mixture([0.5, 0.5], [0, mean], [1, std])
+    found = log_evidence(p.logpdf)
+    assert abs(found) <= found.error < 1e-12
+    moments = fit_kl(p.logpdf, direction="mass-covering").distribution
+    np.testing.assert_allclose([moments.loc, moments.scale**2], [p.mean(), p.variance()], rtol=1e-9)
+
+
+def test_a_peak_that_is_too_narrow_for_the_rule_is_told():
+    with pytest.warns(AccuracyWarning, match="so narrow beside the rest"):
+        log_evidence(Mixture([0.5, 0.5], [0, 1e-9], [1, 1e-9]).logpdf)
 
 
 def test_nan_where_it_does_not_count_is_nothing():

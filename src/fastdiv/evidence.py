@@ -30,8 +30,9 @@ MIN_NODES, MAX_NODES = 1 << 8, 1 << 20
 N_LOOKED_AT, CORE = 1 << 15, 16.0
 # Peaks that are climbed, each on so many points between two neighbours, and how often; so many halvings to its feet.
 MAX_PEAKS, N_CLIMBED, MAX_CLIMBS, N_HALVINGS = 64, 33, 14, 50
-# Nats below the largest term at which terms count 0, and at which the ends of the line ought to be.
-DEPTH, SLIGHT = 100.0, 15.0
+# Nats below the largest term at which terms count 0, and at which the ends of the line ought to be; by so many a peak
+# has fallen where its width is taken.
+DEPTH, SLIGHT, FALL = 100.0, 15.0, 0.1
 # The trapezoid rule for q takes so many standard deviations to either side of a mean.
 REACH_OF_GRID = 4.0
 # Where points that weigh less make an integral infinite, they may be ones where the density underflows.
@@ -187,12 +188,32 @@ class LineRule:
         self.largest = largest
         peaks = peaks[heights > largest - DEPTH, None]
         steps = np.diff(self.z).max() * 0.5 ** np.arange(N_HALVINGS)
-        feet = np.clip(np.hstack([peaks - steps, peaks, peaks + steps]).ravel(), *self.reach)
-        z, first = np.unique(np.concatenate([self.z, feet]), return_index=True)
-        inside = np.concatenate([logs, self.at(feet)])[first] > largest - DEPTH
+        feet = np.clip(np.hstack([peaks - steps, peaks, peaks + steps]), *self.reach)
+        values = self.at(feet)
+        z, first = np.unique(np.concatenate([self.z, feet.ravel()]), return_index=True)
+        inside = np.concatenate([logs, values.ravel()])[first] > largest - DEPTH
         edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]])))
         windows = z[np.clip(edges.reshape(-1, 2) - np.array([1, 0]), 0, len(z) - 1)]
-        return windows if len(windows) <= MAX_PEAKS else np.array([[windows[0, 0], windows[-1, 1]]])
+        if len(windows) > MAX_PEAKS:
+            windows = np.array([[windows[0, 0], windows[-1, 1]]])
+        self.least = self._least(windows, peaks[:, 0], steps, values)
+        return windows
+
+    def _least(self, windows, peaks, steps, values):
+        """Return how many points leave no peak between two of them that holds more than rounding.
+
+        The scale of a peak is that of a Gaussian that falls as it does, to both sides.
+        """
+        before, height, after = np.split(values, [len(steps), len(steps) + 1], axis=1)
+        falls = height - np.fmax(before, after)
+        scales = np.where(falls > FALL, steps / np.sqrt(2 * np.clip(falls, FALL, 1)), steps[0]).min(axis=1)
+        log_masses = height[:, 0] + np.log(scales)
+        counted = log_masses > log_masses.max() + math.log(EPS)
+        low, high = windows[np.searchsorted(windows[:, 0], peaks[counted], side="right") - 1].T
+        least = len(windows) * np.max((high - low) / scales[counted])
+        if least > MAX_NODES / 4:
+            warn_of_accuracy("a peak is so narrow beside the rest of the density that some of it may be missing")
+        return int(np.clip(math.ceil(least), MIN_NODES, MAX_NODES // 4))
 
     def zero(self, depth):
         """Return where the density becomes 0, from within so many nats of its peak and not by underflow, or None."""
@@ -212,8 +233,8 @@ class LineRule:
         return float(self.to_x(zeros)[0][0]) if len(zeros) else None
 
     def __call__(self, n):
-        """Return points, (n, 1), and the logarithms of the terms whose sum is the integral."""
-        each = -(-n // len(self.windows)) + 1
+        """Return points, (n, 1) or the least that will do, and the logarithms of the terms that sum to the integral."""
+        each = -(-max(n, self.least) // len(self.windows)) + 1
         z = np.linspace(*self.windows.T, each, axis=1)
         logs, x = self.at(z), self.to_x(z)[0]
         check_where_it_counts(self.target, x, logs)
@@ -252,7 +273,7 @@ def normal_nodes(n, dimensions, rng):
 def nodes_of(target, log_density, rng):
     """Return the function of n that gives weighted points of the target, (n, D) and (n,), for expectations under it.
 
-    Of a mixture on the line these are n for each component.
+    Of a mixture on the line these are n for each component. Return also the least n to begin with.
     """
     if isinstance(target, Mixture):
         means, factors = target.means.reshape(target.n_components, -1), factors_of(target)
@@ -262,16 +283,16 @@ def nodes_of(target, log_density, rng):
             x = (means[:, None] + z @ factors.mT).reshape(-1, means.shape[1])
             return x, np.outer(target.weights, mass).ravel()
 
-        return of_mixture
+        return of_mixture, MIN_NODES
     if target.event_shape:
-        return lambda n: (target.sample(n, rng=rng).reshape(n, -1), np.full(n, 1 / n))
+        return lambda n: (target.sample(n, rng=rng).reshape(n, -1), np.full(n, 1 / n)), MIN_NODES
     rule = LineRule(target, log_density)
 
     def on_line(n):
         x, logs = rule(n)
         return x, np.exp(logs - logsumexp(logs))
 
-    return on_line
+    return on_line, rule.least
 
 
 def refined_value(at, tolerance, n=MIN_NODES, largest=MAX_NODES):
@@ -305,7 +326,11 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
     """
     log_p, log_q = (density_of(d, backend)[0] for d in (p, q))
     joint, n_evaluations, doubtful = isinstance(p, Joint), 0, False
-    nodes = LineRule(p, log_p) if joint else nodes_of(p, log_p, None)
+    if joint:
+        nodes = LineRule(p, log_p)
+        least = nodes.least
+    else:
+        nodes, least = nodes_of(p, log_p, None)
 
     def at(n):
         nonlocal n_evaluations, doubtful
@@ -324,9 +349,7 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
         return float(weights @ (logs - others))
 
     largest = MAX_NODES // p.n_components if isinstance(p, Mixture) else MAX_NODES
-    value, change = refined_value(
-        at, lambda value: max(_rounding(value), (rtol or 1e-12) * abs(value)), largest=largest
-    )
+    value, change = refined_value(at, lambda value: max(_rounding(value), (rtol or 1e-12) * abs(value)), least, largest)
     if math.isinf(value):
         if doubtful:
             warn_of_accuracy("the integral is infinite because of points that hardly count: a density may underflow")
@@ -516,7 +539,7 @@ def log_evidence(
         raise ValueError("bounds must be given where num is")
     if bounds is None:
         rule = LineRule(target, log_density)
-        value, change = refined_value(lambda n: float(logsumexp(rule(n)[1])), _rounding)
+        value, change = refined_value(lambda n: float(logsumexp(rule(n)[1])), _rounding, rule.least)
         error = change + _rounding(value)
         if not error <= 1e-8:
             warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")

@@ -349,7 +349,7 @@ def _moments(target, log_density, n, rng):
     if target.event_shape:
         draws = target.sample(n, rng=rng)
         return draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
-    nodes = nodes_of(target, log_density, rng)
+    nodes, least = nodes_of(target, log_density, rng)
 
     def at(n):
         x, weights = nodes(n)
@@ -359,7 +359,7 @@ def _moments(target, log_density, n, rng):
             raise ValueError(f"the target must have a variance for its moments to be matched, got {target!r}")
         return np.array([mean, squares.sum()])
 
-    (mean, variance), change = refined_value(at, lambda found: 1e-12 * np.array([math.sqrt(found[1]), found[1]]))
+    (mean, variance), change = refined_value(at, lambda found: 1e-12 * np.array([math.sqrt(found[1]), found[1]]), least)
     if max(change[0] / math.sqrt(variance), change[1] / variance) > 1e-8:
         warn_of_accuracy(f"the target's moments have converged to {change} only")
     return np.array([mean]), np.array([[variance]])
@@ -439,7 +439,7 @@ def _by_gradient(target, direction, n_components, covariance, start, n, rng, bac
     if direction == "mode-seeking":
         nodes = cache(lambda n: normal_nodes(n, dimensions, rng))
     else:
-        nodes = cache(nodes_of(target, log_density, rng))
+        nodes = cache(nodes_of(target, log_density, rng)[0])
 
     def objectives(family, n):
         if direction == "mode-seeking":
