@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import betaln, gammaln, log_expit, xlog1py, xlogy
+from scipy.special import betaln, digamma, gammaln, log_expit, xlog1py, xlogy
 
 from fastdiv import (
     AccuracyWarning,
@@ -150,6 +150,20 @@ def test_a_narrow_peak_in_a_wide_one_is_not_passed_over(mean, std):
     assert abs(found) <= found.error < 1e-12
     moments = fit_kl(p.logpdf, direction="mass-covering").distribution
     np.testing.assert_allclose([moments.loc, moments.scale**2], [p.mean(), p.variance()], rtol=1e-9)
+
+
+@pytest.mark.parametrize("p", [stats.beta(0.5, 0.5), stats.beta(3, 0.6), stats.arcsine(2, 3)])
+def test_what_is_lost_next_to_an_end_of_the_support_is_in_the_error(p):
+    found = log_evidence(p)
+    assert abs(found) <= found.error < 1e-6
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (0.1, 0.5), (2, 3), (3, 0.6)])
+def test_bounds_lose_no_more_next_to_an_end_of_the_support(a, b):
+    # The divergence of Beta(a, b) from Beta(3, 4), in closed form.
+    kl = betaln(3, 4) - betaln(a, b) + (a - 3) * digamma(a) + (b - 4) * digamma(b) + (7 - a - b) * digamma(a + b)
+    found = elbo(stats.beta(a, b), lambda x: xlogy(2, x) + xlog1py(3, -x) - betaln(3, 4))
+    assert abs(found + kl) <= found.error < 1e-4
 
 
 def test_a_peak_that_is_too_narrow_for_the_rule_is_told():

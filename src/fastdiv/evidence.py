@@ -139,6 +139,7 @@ class LineRule:
                 error.add_note(f"The points were those of the line, (n,); in D dimensions give {wanted}.")
             raise
         self.windows = self._windows()
+        self.beyond = self._beyond()
 
     def at(self, z):
         """Return the log-density in z, blockwise: a function may need memory for each of its data."""
@@ -214,6 +215,16 @@ class LineRule:
         if least > MAX_NODES / 4:
             warn_of_accuracy("a peak is so narrow beside the rest of the density that some of it may be missing")
         return int(np.clip(math.ceil(least), MIN_NODES, MAX_NODES // 4))
+
+    def _beyond(self):
+        """Return the logarithm of about how much there is beyond the ends of z, where tails are exponential."""
+        step = min(6.0, (self.reach[1] - self.reach[0]) / 4)
+        last, before = self.at(np.array([self.reach, np.add(self.reach, (step, -step))]))
+        counted = last > self.largest - DEPTH
+        last, before = last[counted], before[counted]
+        with np.errstate(divide="ignore"):
+            # Twice, for what rounding does to points next to an end of the support.
+            return float(logsumexp(last + math.log(2) - np.log(np.maximum(before - last, 0) / step)))
 
     def zero(self, depth):
         """Return where the density becomes 0, from within so many nats of its peak and not by underflow, or None."""
@@ -325,31 +336,37 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
     What p is normalised by is in the number.
     """
     log_p, log_q = (density_of(d, backend)[0] for d in (p, q))
-    joint, n_evaluations, doubtful = isinstance(p, Joint), 0, False
-    if joint:
-        nodes = LineRule(p, log_p)
-        least = nodes.least
-    else:
-        nodes, least = nodes_of(p, log_p, None)
+    n_evaluations, doubtful, beyond = 0, False, 0.0
+    is_mixture = isinstance(p, Mixture)
+    nodes = nodes_of(p, log_p, None)[0] if is_mixture else LineRule(p, log_p)
 
     def at(n):
-        nonlocal n_evaluations, doubtful
-        if joint:
-            x, logs = nodes(n)
-            total = logsumexp(logs)
-            weights, logs = np.exp(logs - total), np.where(logs > -np.inf, log_p(x) - total, 0.0)
-        else:
+        nonlocal n_evaluations, doubtful, beyond
+        if is_mixture:
             x, weights = nodes(n)
             logs = log_p(x)
+        else:
+            x, terms = nodes(n)
+            total = logsumexp(terms)
+            weights = np.exp(terms - total)
+            logs = np.where(weights > 0, log_p(x) - (total if isinstance(p, Joint) else 0.0), 0.0)
         n_evaluations += len(x)
         x, logs, weights = (part[weights > 0] for part in (x, logs, weights))
         others = log_q(x)
         check_where_it_counts(q, x, others)
         doubtful = 0 < weights @ (others == -np.inf) < LEAST_MASS
-        return float(weights @ (logs - others))
+        ratios = logs - others
+        if not is_mixture:
+            # Beyond the ends the log-ratio goes on about as it goes towards them.
+            beyond = 2 * math.exp(nodes.beyond - total) * (1 + np.abs(ratios[[0, -1]]).max())
+        return float(weights @ ratios)
 
-    largest = MAX_NODES // p.n_components if isinstance(p, Mixture) else MAX_NODES
-    value, change = refined_value(at, lambda value: max(_rounding(value), (rtol or 1e-12) * abs(value)), least, largest)
+    value, change = refined_value(
+        at,
+        lambda value: max(_rounding(value), (rtol or 1e-12) * abs(value)),
+        MIN_NODES if is_mixture else nodes.least,
+        MAX_NODES // p.n_components if is_mixture else MAX_NODES,
+    )
     if math.isinf(value):
         if doubtful:
             warn_of_accuracy("the integral is infinite because of points that hardly count: a density may underflow")
@@ -357,7 +374,7 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
     error = change + _rounding(value)
     if not error <= max(1e-8, rtol or 0.0) * (1 + abs(value)):
         warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
-    return Estimate(value, error=error, method="quadrature", n_evaluations=n_evaluations)
+    return Estimate(value, error=error + beyond, method="quadrature", n_evaluations=n_evaluations)
 
 
 def elbo(
@@ -487,8 +504,8 @@ def log_evidence(
     Returns
     -------
     Estimate
-        :math:`\log\int p(x, \theta)\,d\theta`, in nats. By quadrature the error is that of the rule, and with
-        `bounds` also of what is beyond them, if the density falls off there as it does at the bounds. By importance
+        :math:`\log\int p(x, \theta)\,d\theta`, in nats. By quadrature the error is that of the rule and of what is
+        beyond its ends, or beyond the `bounds`, if the density falls off there as it does at these. By importance
         sampling, :math:`\log\frac1n\sum_i p(x, \theta_i)/q(\theta_i)`, it is the standard error by the delta
         method, and "pareto_k" and "effective_sample_size" are in `diagnostics`.
 
@@ -543,6 +560,7 @@ def log_evidence(
         error = change + _rounding(value)
         if not error <= 1e-8:
             warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
+        error += float(np.logaddexp(0, rule.beyond - value))
         return Estimate(value, error=error, method="quadrature", n_evaluations=rule.n_evaluations)
     num = 500 if num is None else as_count(num, "num", 2)
 
