@@ -166,6 +166,12 @@ def test_bounds_lose_no_more_next_to_an_end_of_the_support(a, b):
     assert abs(found + kl) <= found.error < 1e-4
 
 
+def test_a_pole_within_the_support_is_told_and_in_the_error():
+    with pytest.warns(AccuracyWarning):
+        found = log_evidence(stats.dgamma(0.5))
+    assert abs(found) <= found.error < 0.01
+
+
 def test_a_peak_that_is_too_narrow_for_the_rule_is_told():
     with pytest.warns(AccuracyWarning, match="so narrow beside the rest"):
         log_evidence(Mixture([0.5, 0.5], [0, 1e-9], [1, 1e-9]).logpdf)

@@ -330,6 +330,16 @@ def _rounding(value):
     return 16 * EPS * (1 + abs(value))
 
 
+def _checked_error(error, limit):
+    """Return the error of a rule, with a warning if that has not converged."""
+    if error <= limit:
+        return error
+    # Next to a pole a doubling halves the rest only in two steps.
+    error *= 4
+    warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
+    return error
+
+
 def mean_log_ratio(p, q, rtol=None, backend=None):
     """Return E[log p - log q] under p on the line, for densities that need not be normalised.
 
@@ -371,10 +381,8 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
         if doubtful:
             warn_of_accuracy("the integral is infinite because of points that hardly count: a density may underflow")
         return Estimate(value, error=math.inf, method="quadrature", n_evaluations=n_evaluations)
-    error = change + _rounding(value)
-    if not error <= max(1e-8, rtol or 0.0) * (1 + abs(value)):
-        warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
-    return Estimate(value, error=error + beyond, method="quadrature", n_evaluations=n_evaluations)
+    error = _checked_error(change + _rounding(value), max(1e-8, rtol or 0.0) * (1 + abs(value))) + beyond
+    return Estimate(value, error=error, method="quadrature", n_evaluations=n_evaluations)
 
 
 def elbo(
@@ -520,8 +528,8 @@ def log_evidence(
     Warns
     -----
     AccuracyWarning
-        If the rule has not converged, or if Pareto's k is over 0.7: then the mean of the weights is not to be trusted
-        (Vehtari et al. 2024).
+        If the rule has not converged, or a peak is too narrow for it, or if Pareto's k is over 0.7: then the mean of
+        the weights is not to be trusted (Vehtari et al. 2024).
 
     References
     ----------
@@ -557,10 +565,7 @@ def log_evidence(
     if bounds is None:
         rule = LineRule(target, log_density)
         value, change = refined_value(lambda n: float(logsumexp(rule(n)[1])), _rounding, rule.least)
-        error = change + _rounding(value)
-        if not error <= 1e-8:
-            warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
-        error += float(np.logaddexp(0, rule.beyond - value))
+        error = _checked_error(change + _rounding(value), 1e-8) + float(np.logaddexp(0, rule.beyond - value))
         return Estimate(value, error=error, method="quadrature", n_evaluations=rule.n_evaluations)
     num = 500 if num is None else as_count(num, "num", 2)
 
