@@ -67,6 +67,15 @@ class MetropolisState:
         Moves since the scales were last tuned.
     seed : SeedSequence
         From which, with the numbers of the chain and of its first step, the random numbers of each chunk come.
+
+    Examples
+    --------
+    >>> import pickle
+    >>> from fastdiv import MetropolisState, MixtureModel, metropolis
+    >>> model = MixtureModel([[-1.0], [0.0], [1.0]], 1)
+    >>> state = pickle.loads(pickle.dumps(metropolis(model, 1000, rng=0).state))
+    >>> isinstance(state, MetropolisState), metropolis(model, 1000, state=state).n_steps
+    (True, 2500)
     """
 
     tune: int

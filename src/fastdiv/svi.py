@@ -79,6 +79,15 @@ class ADVIState:
         stretches. Empty without batches.
     noise, places : Generator
         Where the draws come from, and where the stretches begin.
+
+    Examples
+    --------
+    >>> import pickle
+    >>> from fastdiv import ADVIState, MixtureModel, advi
+    >>> model = MixtureModel([[-1.0], [0.0], [1.0]], 1)
+    >>> state = pickle.loads(pickle.dumps(advi(model, 2000, rng=0).state))
+    >>> isinstance(state, ADVIState), len(advi(model, 500, state=state).losses)
+    (True, 2500)
     """
 
     options: dict[str, Any]
