@@ -1,7 +1,9 @@
 """Rows of `benchmarks.peers` on a Bayesian Gaussian mixture: steps of ADVI and of Metropolis.
 
 Two components in 2-D with unit covariance; the answer is the first weight and the means. A call makes all its steps
-from the same start, so that its time is that of the steps alone: PyMC and JAX compile at the first call only.
+from the same start, so that its time is that of the steps alone: PyMC and JAX compile at the first call only. They are
+given the log-likelihood by columns, one for each component, of which a log-sum is taken by `logaddexp`; beside it,
+where that is another, as "(logsumexp)", in the spelling by an array of rows and components.
 """
 
 import math
@@ -59,8 +61,7 @@ def _mode(n, mean_prior_scale):
     return minimize(loss, START, jac=True).x
 
 
-def _pymc_model(n, mean_prior_scale, start, batch_size=None, by_columns=True):
-    """Of two spellings, the one by columns is faster for many rows at once, and for Metropolis."""
+def _pymc_model(n, mean_prior_scale, start, by_columns, batch_size=None):
     import pymc
     from pytensor import tensor as pt
 
@@ -83,6 +84,8 @@ def _pymc_model(n, mean_prior_scale, start, batch_size=None, by_columns=True):
 
 def _advi(n, n_steps, quick, batch_size=None, mean_prior_scale=1.0):
     n = min(n, 2000) if quick else n
+    # For few rows at once PyMC is faster with arrays of rows and components.
+    is_large = n > 1000 and not batch_size
 
     def fastdiv(backend):
         from fastdiv import MixtureModel, advi
@@ -107,19 +110,18 @@ def _advi(n, n_steps, quick, batch_size=None, mean_prior_scale=1.0):
 
         return call
 
-    def pymc():
+    def pymc(by_columns):
         import pymc
 
         @cache
         def build():
-            by_columns = n > 1000 and not batch_size
-            with _pymc_model(n, mean_prior_scale, START, batch_size, by_columns) as model:
+            with _pymc_model(n, mean_prior_scale, START, by_columns, batch_size) as model:
                 scales = {variable.name: START_SCALE for variable in model.value_vars}
                 inference = pymc.ADVI(start_sigma=scales, random_seed=0)
                 step = inference.objective.step_function(
                     obj_optimizer=pymc.adagrad(learning_rate=LEARNING_RATE),
                     score=True,
-                    compile_kwargs={"mode": "NUMBA" if by_columns else "FAST_RUN"},
+                    compile_kwargs={"mode": "NUMBA" if by_columns and is_large else "FAST_RUN"},
                 )
             state = [(shared, shared.get_value()) for shared in step.get_shared()]
             return step, state, inference.approx.params_dict["mu"]
@@ -135,7 +137,7 @@ def _advi(n, n_steps, quick, batch_size=None, mean_prior_scale=1.0):
 
         return call
 
-    def numpyro():
+    def numpyro(by_columns):
         import jax
         import numpyro
         from numpyro.distributions import Dirichlet, Normal
@@ -150,8 +152,12 @@ def _advi(n, n_steps, quick, batch_size=None, mean_prior_scale=1.0):
             weights = numpyro.sample("weights", Dirichlet(np.full(2, CONCENTRATION)))
             means = numpyro.sample("means", Normal(np.zeros((2, 2)), mean_prior_scale).to_event(2))
             log_w = jax.numpy.log(weights) - math.log(2 * math.pi)
-            parts = [log_w[k] - 0.5 * sum((x[:, d] - means[k, d]) ** 2 for d in range(2)) for k in range(2)]
-            numpyro.factor("log-likelihood", n / len(x) * jax.numpy.logaddexp(*parts).sum())
+            if by_columns:
+                parts = [log_w[k] - 0.5 * sum((x[:, d] - means[k, d]) ** 2 for d in range(2)) for k in range(2)]
+                by_row = jax.numpy.logaddexp(*parts)
+            else:
+                by_row = jax.nn.logsumexp(log_w - 0.5 * ((x[:, None] - means) ** 2).sum(2), axis=1)
+            numpyro.factor("log-likelihood", n / len(x) * by_row.sum())
 
         values = {"weights": expit([START[0], -START[0]]), "means": START[1:].reshape(2, 2)}
         guide = AutoNormal(model, init_loc_fn=init_to_value(values=values), init_scale=START_SCALE)
@@ -184,9 +190,11 @@ def _advi(n, n_steps, quick, batch_size=None, mean_prior_scale=1.0):
             "fastdiv": partial(fastdiv, None),
             "fastdiv (numba)": partial(fastdiv, "numba"),
             "NumPy": plain,
-            "PyMC": pymc,
-            "NumPyro": numpyro,
-        },
+            "PyMC": partial(pymc, is_large),
+            "NumPyro": partial(numpyro, True),
+            "NumPyro (logsumexp)": partial(numpyro, False),
+        }
+        | ({"PyMC (logsumexp)": partial(pymc, False)} if is_large else {}),
     )
 
 
@@ -219,12 +227,12 @@ def _metropolis(n, tune, draws, sds, quick):
 
         return call
 
-    def pymc():
+    def pymc(by_columns):
         import pymc
 
         @cache
         def build():
-            with _pymc_model(n, 1.0, mode) as model:
+            with _pymc_model(n, 1.0, mode, by_columns) as model:
                 return model.initial_point(), pymc.Metropolis(rng=0), [variable.name for variable in model.value_vars]
 
         def call():
@@ -248,14 +256,20 @@ def _metropolis(n, tune, draws, sds, quick):
         _answer(mode),
         sds * 3.5 / math.sqrt(n),
         "what the walk leaves, in sds of the least certain mean; the truth is the posterior mode, by scipy.optimize",
-        {"fastdiv": partial(fastdiv, None), "fastdiv (numba)": partial(fastdiv, "numba"), "NumPy": plain, "PyMC": pymc},
+        {
+            "fastdiv": partial(fastdiv, None),
+            "fastdiv (numba)": partial(fastdiv, "numba"),
+            "NumPy": plain,
+            "PyMC": partial(pymc, True),
+            "PyMC (logsumexp)": partial(pymc, False),
+        },
     )
 
 
 ROWS = {
     "advi": partial(_advi, 100, 5000),
-    "advi-batches": partial(_advi, 100_000, 1500, batch_size=200, mean_prior_scale=math.sqrt(10)),
+    "advi-batches": partial(_advi, 100_000, 10_000, batch_size=200, mean_prior_scale=math.sqrt(10)),
     "advi-large": partial(_advi, 100_000, 100),
     "metropolis": partial(_metropolis, 100, 500, 2000, 0.6),
-    "metropolis-large": partial(_metropolis, 100_000, 20, 40, 3.0),
+    "metropolis-large": partial(_metropolis, 100_000, 200, 50, 3.0),
 }
