@@ -115,7 +115,7 @@ cdef enum:
     FEW = 4  # components, of which none is worth dropping
     GENTLE = 100  # change of an exponent that a recurrence may follow
     AHEAD = 32  # rows between a prefetch and the use
-    ROWS = 128  # rows of a block of which all pairs of columns, all units of a network or all responsibilities are kept
+    ROWS = 128  # rows of a block: all pairs of columns are multiplied, all units or responsibilities are kept
     SOFTPLUS = 0
     TANH = 1
     RMSPROP = 0
@@ -2407,7 +2407,7 @@ cdef double _log_prior(const double *theta, const Posterior *of) noexcept nogil:
 
 
 cdef inline Py_ssize_t _width(Py_ssize_t n_points) noexcept nogil:
-    """Return the number of points of a block, and of those that fill its last lanes."""
+    """Round a number of points up to whole lanes."""
     return _n_blocks(n_points, LANES) * LANES
 
 
@@ -2465,13 +2465,22 @@ cdef inline void _component_squares(const Posterior *of, Py_ssize_t k, Py_ssize_
             out[i] = (y * y + z * z) + (out[i] if d > 0 else 0)
 
 
+cdef inline double _log2_coef(const Posterior *of, Py_ssize_t k) noexcept nogil:
+    return (of.log_coefs[k] + of.log_weights[k]) * LOG2_E
+
+
+cdef inline double _above(double term) noexcept nogil:
+    """Return a term, or, for -inf, the least number: -inf less itself would be NaN."""
+    return -DBL_MAX if term < -DBL_MAX else term
+
+
 cdef inline void _share_by_two(const Posterior *of, Py_ssize_t width, double *largest, double *total) noexcept nogil:
-    """Do what `_share` does for two components, of whose terms one is 1."""
+    """Do what `_share` does for two components, with one exponential: the larger term becomes 1."""
     cdef double *first = of.terms
     cdef double *second = of.terms + ROWS
-    cdef double first_coef = (of.log_coefs[0] + of.log_weights[0]) * LOG2_E
-    cdef double second_coef = (of.log_coefs[1] + of.log_weights[1]) * LOG2_E
-    cdef double a, b, change, term, inverse, lesser
+    cdef double first_coef = _log2_coef(of, 0)
+    cdef double second_coef = _log2_coef(of, 1)
+    cdef double a, b, term, inverse, lesser
     cdef Py_ssize_t i
     _component_squares(of, 0, width, first)
     _component_squares(of, 1, width, second)
@@ -2479,9 +2488,7 @@ cdef inline void _share_by_two(const Posterior *of, Py_ssize_t width, double *la
         a = first_coef - 0.5 * LOG2_E * first[i]
         b = second_coef - 0.5 * LOG2_E * second[i]
         largest[i] = b if b > a else a
-        # Of two zero densities the first counts.
-        change = fabs(b - a)
-        term = _exp2_term(-change if change < 1024 else -1024)
+        term = _exp2_term(-fabs(_above(b) - a))
         inverse = 1 / (1 + term)
         lesser = term * inverse
         total[i] = 1 + term
@@ -2500,7 +2507,7 @@ cdef inline void _share(const Posterior *of, Py_ssize_t width, double *largest, 
         total[i] = 0
     for k in range(of.n_components):
         terms = of.terms + k * ROWS
-        coef = (of.log_coefs[k] + of.log_weights[k]) * LOG2_E
+        coef = _log2_coef(of, k)
         _component_squares(of, k, width, terms)
         for i in range(width):
             t = coef - 0.5 * LOG2_E * terms[i]
@@ -2509,7 +2516,7 @@ cdef inline void _share(const Posterior *of, Py_ssize_t width, double *largest, 
     for k in range(of.n_components):
         terms = of.terms + k * ROWS
         for i in range(width):
-            t = _exp2_term(terms[i] - (largest[i] if largest[i] > -DBL_MAX else -DBL_MAX))
+            t = _exp2_term(terms[i] - _above(largest[i]))
             terms[i] = t
             total[i] += t
     for i in range(width):
@@ -2592,7 +2599,7 @@ cdef inline void _add_second(
     for i in range(width // LANES):
         for lane in range(LANES):
             z = (column[i * LANES + lane] - mean) * slope
-            total[lane] += shares[i * LANES + lane] * (z * z)
+            total[lane] += shares[i * LANES + lane] * z * z
     for lane in range(LANES):
         lanes[lane] = total[lane]
 
@@ -2825,6 +2832,7 @@ cpdef void advi_mixture_steps(
 
 
 cdef double _all_likelihood(const Posterior *of, const floating *x, Py_ssize_t n) noexcept nogil:
+    """Find the log-likelihood of all rows, where that is seldom wanted: responsibilities come with it."""
     cdef double value = 0
     cdef Py_ssize_t block, start, n_points
     for block in range(_n_blocks(n, ROWS)):
@@ -2895,24 +2903,24 @@ cdef inline void _weighted_sum(
     Py_ssize_t width,
     double *out,
 ) noexcept nogil:
-    """Sum a block's densities, of which one component's, or none (-1), is that after the others'."""
+    """Sum a block's densities times the weights; the changed component's, if any, are those after the others'."""
     cdef const double *density
     cdef const double *other
     cdef double weight, other_weight
-    cdef Py_ssize_t k = n_components % 2, i
-    if k:
+    cdef Py_ssize_t first = n_components % 2, k, pair, i
+    if first:
         density = densities[n_components if changed == 0 else 0] + start
         weight = weights[0]
         for i in range(width):
             out[i] = weight * density[i]
-    for _ in range(n_components // 2):
+    for pair in range(n_components // 2):
+        k = first + 2 * pair
         density = densities[n_components if k == changed else k] + start
         other = densities[n_components if k + 1 == changed else k + 1] + start
         weight = weights[k]
         other_weight = weights[k + 1]
         for i in range(width):
             out[i] = (weight * density[i] + other_weight * other[i]) + (out[i] if k > 0 else 0)
-        k += 2
 
 
 cdef double _changed_likelihood(
@@ -2926,8 +2934,8 @@ cdef double _changed_likelihood(
 ) noexcept nogil:
     """Find the log-likelihood relative to the shifts, with the densities of one component, or none (-1), taken anew.
 
-    These are written after the others'. Logarithms are taken of products. NaN if a sum of densities is beyond what
-    keeps all digits.
+    These are written after the others'. Logarithms are taken of products. NaN, and the rest is not written, if a sum of
+    densities is beyond what keeps all digits.
     """
     cdef double total[ROWS]
     cdef double product[LANES]

@@ -55,6 +55,7 @@ DIGITS = 256
 HALF_LOG_2PI = 0.5 * log(2 * np.pi)
 SQRT_HALF = sqrt(0.5)
 LOG2_E = 1 / log(2)
+LOWEST = np.finfo(np.float64).min
 
 # Of the state of `logistic_newton_steps`.
 STAGE, STATUS, SHARE, VALUE, DECREMENT, BORROWED, N_LOSSES = range(7)
@@ -1829,12 +1830,11 @@ def _densities(terms, largest, total):
 
 @_inline
 def _densities_of_two(first, second, largest, total):
-    """Do what `_densities` does for two terms, for one exponential."""
+    """Do what `_densities` does for two terms, with one exponential: the larger becomes 1."""
     for i in range(BLOCK):
         a, b = first[i], second[i]
-        # Of two zero densities the first counts.
-        change = abs(b - a)
-        t = _exp2_term(-change if change < 1024 else -1024.0)
+        # -inf less itself would be NaN.
+        t = _exp2_term(-abs((LOWEST if b < LOWEST else b) - a))
         largest[i] = b if b > a else a
         total[i] = 1 + t
         first[i] = t if b > a else 1.0

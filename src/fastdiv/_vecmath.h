@@ -155,14 +155,25 @@ static inline float fastdiv_exp2_termf(float x)
     return (even + r * odd) * fastdiv_from_bitsf(fastdiv_to_bitsf(shifted) << 23);
 }
 
+/* A normal positive number is its mantissa, between 1 and 2, times 2 to the power of its exponent. */
+static inline double fastdiv_mantissa(double x)
+{
+    return fastdiv_from_bits((fastdiv_to_bits(x) & UINT64_C(0x000fffffffffffff)) | UINT64_C(0x3ff0000000000000));
+}
+
+static inline double fastdiv_exponent(double x)
+{
+    /* It becomes a double as the low bits of 2^52. */
+    return fastdiv_from_bits((fastdiv_to_bits(x) >> 52) | UINT64_C(0x4330000000000000)) - (4503599627370496.0 + 1023.0);
+}
+
 /* log(x) for normal positive numbers. */
 static inline double fastdiv_log_normal(double x)
 {
     const uint64_t ROOT_HALF = UINT64_C(0x3fe6a09e667f3bcd);
     const uint64_t ONE = UINT64_C(0x3ff0000000000000);
     uint64_t bits = fastdiv_to_bits(x) + (ONE - ROOT_HALF);
-    /* The exponent k + 1023 becomes a double as the low bits of 2^52. */
-    double k = fastdiv_from_bits((bits >> 52) | UINT64_C(0x4330000000000000)) - (4503599627370496.0 + 1023.0);
+    double k = fastdiv_exponent(fastdiv_from_bits(bits));
     double f = fastdiv_from_bits((bits & UINT64_C(0x000fffffffffffff)) + ROOT_HALF) - 1.0;
     double s = f / (2.0 + f);
     double z = s * s;
@@ -173,17 +184,6 @@ static inline double fastdiv_log_normal(double x)
                      + z2 * z2 * ((0.18182889455674947 + z * 0.15331710618210773) + z2 * 0.14616585424888623);
     return k * 6.93147180369123816490e-01
          + (f - (half_square - (s * (half_square + z * remainder) + k * 1.90821492927058770002e-10)));
-}
-
-/* A normal positive number is its mantissa, between 1 and 2, times 2 to the power of its exponent. */
-static inline double fastdiv_mantissa(double x)
-{
-    return fastdiv_from_bits((fastdiv_to_bits(x) & UINT64_C(0x000fffffffffffff)) | UINT64_C(0x3ff0000000000000));
-}
-
-static inline double fastdiv_exponent(double x)
-{
-    return fastdiv_from_bits((fastdiv_to_bits(x) >> 52) | UINT64_C(0x4330000000000000)) - (4503599627370496.0 + 1023.0);
 }
 
 static inline float fastdiv_log_normalf(float x)
@@ -413,8 +413,10 @@ FASTDIV_TRIANGLE_PRODUCT(fastdiv_triangle_productf, float)
 FASTDIV_TILE_PRODUCTS(fastdiv_tile_products, double)
 FASTDIV_TILE_PRODUCTS(fastdiv_tile_productsf, float)
 
-/* Multiply 8 lanes by values: mantissas of the products are kept and their exponents added up. Tell whether a value is
- * beyond what keeps all digits of a sum, which may leave out terms of a size of 1e-308.
+/* Multiply 8 lanes by n values, a multiple of 8: mantissas of the products are kept and their exponents added up.
+ *
+ * Return whether a value is not between 1e-280 and 1e280; then the lanes are of no use. A smaller one may be a sum that
+ * lacks terms which were too small for a double.
  */
 FASTDIV_APART int fastdiv_multiply_lanes(const double *values, ptrdiff_t n, double *product, double *exponent)
 {
