@@ -84,9 +84,28 @@ class OfRows:
         return logp * len(rows) / 4, slope * len(rows) / 4
 
 
+class Tempered(Gaussian):
+    def logp_grad(self, theta, temperature=1.0):
+        logp, slope = super().logp_grad(theta)
+        return logp / temperature, slope / temperature
+
+
 def summary_of(draws):
     """ArviZ's row for draws (chains, draws) of one quantity."""
     return MetropolisResult(None, draws[..., None], draws, *[None] * 5).summary().iloc[0]
+
+
+def test_an_argument_with_a_default_of_its_own_is_not_rows():
+    draws = [metropolis(model, 50, 10, rng=0).theta for model in (Gaussian(), Tempered())]
+    np.testing.assert_array_equal(*draws)
+
+
+def test_rows_must_be_counted_for_what_is_compiled():
+    class Uncounted:
+        dim, logp_grad = 2, staticmethod(OfRows.logp_grad)
+
+    with pytest.raises(TypeError, match=r"needs model\.n_rows"):
+        metropolis(Uncounted(), 10)
 
 
 def in_errors(draws, truth):

@@ -199,7 +199,7 @@ def test_priors_of_every_size_are_scipys(number):
         (("half-normal", number), halfnorm(scale=number)),
         (("inverse-gamma", number, 2.0), invgamma(number, scale=2.0)),
     ):
-        options = {"mean_prior_scale": number, "concentration": number, "scale_prior": prior}
+        options = {"mean_prior_scale": number, "scale_prior": prior}
         logp, gradient = MixtureModel([[1.0]], 1, "diag", **options).logp_grad([0.5, 0.0])
         truth = norm(0.5).logpdf(1.0) + norm(0, number).logpdf(0.5) + of_std.logpdf(1.0)
         assert logp == pytest.approx(truth, rel=1e-12)

@@ -31,9 +31,13 @@ def compiled_gaussian(theta):
     return -(theta - MEAN) @ PRECISION @ (theta - MEAN) / 2, PRECISION @ (MEAN - theta)
 
 
+def published_model():
+    return MixtureModel(published_rows(), 2, concentration=0.1)
+
+
 @pytest.fixture
 def model():
-    return MixtureModel(published_rows(), 2, concentration=0.1)
+    return published_model()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,8 +59,7 @@ def test_published_figures(model, seed):
 def losses_of(backend, optimizer, family, batch_size):
     options = {"optimizer": optimizer, "family": family, "batch_size": batch_size, "n_draws": 2}
     options["learning_rate"] = 1e-4 if optimizer == "sgd" else None
-    model = MixtureModel(published_rows(), 2, concentration=0.1)
-    return advi(model, 300, rng=1, backend=backend, **options).losses
+    return advi(published_model(), 300, rng=1, backend=backend, **options).losses
 
 
 losses_of_numpy = cache(partial(losses_of, "numpy"))
@@ -145,7 +148,7 @@ def test_batches_of_many_rows():
     np.testing.assert_allclose(found["weights"]["mean"][order], [0.8, 0.2], atol=0.02)
 
 
-@pytest.mark.parametrize("batch_size", [None, 20])
+@pytest.mark.parametrize("batch_size", [None, 1, 20, 100])
 def test_going_on_gives_the_same_bits(model, batch_size):
     whole = advi(model, 900, rng=5, batch_size=batch_size)
     part = advi(model, 123, rng=5, batch_size=batch_size)

@@ -478,9 +478,9 @@ def metropolis(
     ----------
     model : MixtureModel or object or function
         An object has ``dim``, P, and ``logp(theta)``, the log-density of unconstrained parameters (P,), or
-        ``logp_grad``, that and its gradient, as `advi` takes it; optionally ``blocks``, slices of the parameters that
-        move together (else each moves alone), ``start(rng)`` and ``constrain(theta)``. A function of parameters alone,
-        of either kind, needs `start`.
+        ``logp_grad(theta)``, that and its gradient, or ``logp_grad(theta, batch)``, as `advi` takes it, which is
+        called for all rows; optionally ``blocks``, slices of the parameters that move together (else each moves alone),
+        ``start(rng)`` and ``constrain(theta)``. A function of parameters alone, of either kind, needs `start`.
     draws : int
         Draws of each chain.
     tune : int

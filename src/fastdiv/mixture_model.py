@@ -24,7 +24,7 @@ SCALE_PRIORS = {"half-normal": 1, "inverse-gamma": 2}
 START_ROWS = 1000
 NO_ROWS = np.empty(0, dtype=np.intp)
 LOG_2PI = math.log(2 * math.pi)
-# Of a prior's parameters: beyond, squares and logarithms of gamma functions leave the range of float64.
+# Of a prior's numbers: with squares and logarithms of gamma functions, and their products, there is room in float64.
 LEAST, MOST = 1e-100, 1e100
 
 
@@ -81,7 +81,7 @@ class MixtureModel:
         The components' covariance, or variances, if it is known; "diag" for standard deviations to be found, of each
         component its own.
     mean_prior_scale : float
-        s, positive.
+        s, positive; as all numbers of priors from 1e-100 to 1e100.
     concentration : float or array_like, shape (K,)
         :math:`\alpha`, positive; one number stands for K equal ones.
     scale_prior : tuple
@@ -226,7 +226,7 @@ class MixtureModel:
         >>> logp_grad(np.array([0.5]))[1]
         array([-0.5])
 
-        NUTS by nutpie, of the weights (1,) and means (1, 1):
+        NUTS by nutpie, where weights have the shape (1,) and means (1, 1):
 
         >>> import nutpie  # doctest: +SKIP
         >>> compiled = nutpie.compiled_pyfunc.from_pyfunc(  # doctest: +SKIP
@@ -390,17 +390,20 @@ class MixtureModel:
 
 
 def logp_grad_of(model):
-    """Return a model's log-density with its gradient, whether Numba has compiled it, and whether it takes rows.
+    """Return any model's log-density with its gradient, whether Numba has compiled it, and whether it takes rows.
 
     The model is an object that has it, or itself the function.
     """
     function = getattr(model, "logp_grad", model)
     is_compiled = hasattr(function, "py_func")
     try:
-        inspect.signature(function.py_func if is_compiled else function).bind("theta", "rows")
+        parameters = inspect.signature(function.py_func if is_compiled else function).parameters.values()
     except (TypeError, ValueError):
-        return function, is_compiled, False
-    return function, is_compiled, True
+        # Of functions written in C.
+        parameters = ()
+    by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    # A second argument with another default is not rows.
+    return function, is_compiled, any(each.default is each.empty or each.default is None for each in by_place[1:2])
 
 
 def logp_grad_by_all_rows(model, backend=None):
@@ -410,5 +413,7 @@ def logp_grad_by_all_rows(model, backend=None):
     function, is_compiled, takes_rows = logp_grad_of(model)
     if not takes_rows:
         return function
+    if is_compiled and not hasattr(model, "n_rows"):
+        raise TypeError("a compiled log-density of parameters and rows needs model.n_rows, their number")
     rows = np.arange(model.n_rows) if is_compiled else None
     return lambda theta: function(theta, rows)

@@ -75,8 +75,8 @@ class ADVIState:
     losses : ndarray
         Those of all steps made.
     order : ndarray
-        The rows in random order, and the first of them again for what goes around the end: mini-batches are its
-        stretches. Empty without batches.
+        The rows in random order, of which mini-batches are stretches; so many of the first again as a stretch may go
+        beyond the last. Empty without batches.
     noise, places : Generator
         Where the draws come from, and where the stretches begin.
 
@@ -257,8 +257,8 @@ def _begin(model, options, start, rng):
     moments = np.zeros((OPTIMIZERS[options["optimizer"]].n_arrays, phi.size))
     order = np.empty(0, dtype=np.intp)
     if options["batch_size"]:
-        order = np.resize(places.permutation(model.n_rows), model.n_rows + options["batch_size"] - 1)
-        order = order.astype(np.intp, copy=False)
+        order = places.permutation(model.n_rows).astype(np.intp, copy=False)
+        order = np.concatenate([order, order[: options["batch_size"] - 1]])
     if not isinstance(model, MixtureModel):
         logp, gradient = _density(model, options["batch_size"])(start, order[: options["batch_size"]])
         if np.shape(logp) != () or np.shape(gradient) != (dim,) or not np.all(np.isfinite([logp, *gradient])):
