@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+import time
 import timeit
 import warnings
 from pathlib import Path
@@ -586,8 +587,9 @@ def _demo_figures():
 
 def _seconds(function):
     """Return the time of the first call, and the least of later ones, over rounds of a twentieth of a second."""
-    timer = timeit.Timer(function)
-    first, once = timer.repeat(2, 1)
+    timer, start = timeit.Timer(function), time.perf_counter()
+    function()
+    first, once = time.perf_counter() - start, timer.timeit(1)
     calls = math.ceil(0.05 / once)
     rounds = timer.repeat(3, calls) if calls > 1 else [once, timer.timeit(1)]
     return first, min(rounds) / calls
