@@ -2,8 +2,8 @@
 
 Two components in 2-D with unit covariance; the answer is the first weight and the means. A call makes all its steps
 from the same start, so that its time is that of the steps alone: PyMC and JAX compile at the first call only. They are
-given the log-likelihood by columns, one for each component, of which a log-sum is taken by `logaddexp`; beside it,
-where that is another, as "(logsumexp)", in the spelling by an array of rows and components.
+given the log-likelihood in the spelling that is faster: by a column for each component and `logaddexp`, or, PyMC's ADVI
+of few rows at once, by an array of rows and components and `logsumexp`. Where the latter is the slower it is there too.
 """
 
 import math
@@ -121,7 +121,7 @@ def _advi(n, n_steps, quick, batch_size=None, mean_prior_scale=1.0):
                 step = inference.objective.step_function(
                     obj_optimizer=pymc.adagrad(learning_rate=LEARNING_RATE),
                     score=True,
-                    compile_kwargs={"mode": "NUMBA" if by_columns and is_large else "FAST_RUN"},
+                    compile_kwargs={"mode": "NUMBA" if by_columns else "FAST_RUN"},
                 )
             state = [(shared, shared.get_value()) for shared in step.get_shared()]
             return step, state, inference.approx.params_dict["mu"]
