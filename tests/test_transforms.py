@@ -794,6 +794,16 @@ def test_there_and_back_the_density_is_the_same(x, a, scale):
     assert_allclose(back.logpdf(y), base.logpdf(y), rtol=1e-12, atol=1e-12)
 
 
+def test_back_on_the_line_all_is_what_it_was():
+    base = Normal(0, 100)
+    back = unconstrain(Transformed(base, Sigmoid()))
+    assert_array_equal(back.landmarks, base.landmarks)
+    x, u = np.linspace(-1e3, 1e3, 9), np.linspace(0.01, 0.99, 9)
+    for name, points in (("logpdf", x), ("score", x), ("cdf", x), ("quantile", u)):
+        assert_array_equal(getattr(back, name)(points), getattr(base, name)(points))
+    assert_array_equal(back.sample(9, rng=0), base.sample(9, rng=0))
+
+
 @pytest.mark.parametrize("transform", [Exp(), Sigmoid(), Interval(1, 4), Compose(Affine(3, 2), Exp())])
 def test_what_was_carried_from_the_line_is_carried_back_as_it_was(transform):
     base, z = Normal(0, 10), np.array([-800.0, -60.0, 0.5, 30.0, 60.0, 800.0])

@@ -882,7 +882,7 @@ class Transformed(Distribution):
         self._inverse = transform.inv
         bounded = not self.event_shape and any(map(math.isfinite, ends))
         self._to_line = bounded and isinstance(self._inverse, Interval) and self._inverse.codomain == ends
-        # What is back on the whole line has the density that it had there, also where points round on the way.
+        # What is back on the whole line is what it was there, also where points round on the way.
         is_back = isinstance(self.base, Transformed) and self.base.transform == self._inverse
         self._original = self.base.base if is_back and np.all(np.isinf(self._support)) else None
 
@@ -897,6 +897,8 @@ class Transformed(Distribution):
     @cached_property
     def landmarks(self):
         """Those of the base, transformed."""
+        if self._original is not None:
+            return self._original.landmarks
         marks = np.sort(self.transform.forward(self.base.landmarks))
         return marks[np.isfinite(marks)]
 
@@ -998,6 +1000,8 @@ class Transformed(Distribution):
         >>> bool(Transformed(Normal(0, 1), transforms.Exp()).sample(9, rng=0).min() > 0)
         True
         """
+        if self._original is not None:
+            return self._original.sample(shape, rng=rng)
         return self.transform.forward(self.base.sample(shape, rng=rng))
 
     @property
@@ -1010,6 +1014,8 @@ class Transformed(Distribution):
         >>> Transformed(Normal(0, 1), transforms.Exp()).cdf([-1.0, 1.0])
         array([0. , 0.5])
         """
+        if self._original is not None:
+            return self._original.cdf
         return partial(_transformed_cdf, self.base.cdf, self.transform, self._support)
 
     @property
@@ -1023,6 +1029,8 @@ class Transformed(Distribution):
         >>> Transformed(stats.uniform(), transforms.Exp().inv).quantile(0.5).round(6)
         np.float64(-0.693147)
         """
+        if self._original is not None:
+            return self._original.quantile
         return partial(_transformed_quantile, self.base.quantile, self.transform)
 
     def _points(self, x):
