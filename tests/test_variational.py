@@ -200,6 +200,32 @@ def test_mass_covering_sees_a_narrow_mode():
     assert parameters(q) == pytest.approx((10, math.sqrt(100 + 0.5 * (1 + 1e-4))), rel=1e-12)
 
 
+@pytest.mark.parametrize("scale", [0.05, 0.02])
+def test_mass_covering_by_two_gaussians_sees_a_narrow_peak(scale):
+    peak, ends = stats.laplace(3.1, scale), [-15, 3.1 - 40 * scale, 3.1, 3.1 + 40 * scale, 15]
+
+    def log_density(x):
+        return np.logaddexp(stats.norm.logpdf(x), peak.logpdf(x)) - math.log(2)
+
+    with pytest.warns(AccuracyWarning, match="has not converged; its error is about"):
+        q = fit_kl(log_density, direction="mass-covering", n_components=2, rng=0).distribution
+    k = np.argmin(q.stds)
+
+    def mean(function):
+        """Under the target, of what the narrow component is responsible for."""
+
+        def integrand(x):
+            share = q.weights[k] * stats.norm.pdf(x, q.means[k], q.stds[k]) / q.pdf(x)
+            return np.exp(log_density(x)) * share * function(x)
+
+        return sum(integrate.quad(integrand, *pair, epsabs=1e-12)[0] for pair in itertools.pairwise(ends))
+
+    # Where the gradient is 0, components have the moments of what they are responsible for.
+    assert mean(np.ones_like) == pytest.approx(q.weights[k], abs=1e-6)
+    assert mean(lambda x: x - q.means[k]) == pytest.approx(0, abs=1e-6 * scale)
+    assert mean(lambda x: (x - q.means[k]) ** 2) == pytest.approx(q.weights[k] * q.stds[k] ** 2, rel=1e-6)
+
+
 def test_a_start_says_where_a_function_has_its_mass():
     def log_density(x):
         with np.errstate(divide="ignore"):

@@ -17,6 +17,7 @@ from .distributions import Mixture, MultivariateNormal, Normal
 from .divergences import kl_divergence
 from .estimate import Estimate, warn_of_accuracy
 from .evidence import (
+    MAX_NODES,
     MIN_NODES,
     REACH_OF_GRID,
     Joint,
@@ -437,9 +438,10 @@ def _by_gradient(target, direction, n_components, covariance, start, n, rng, bac
         means, factors = target.means.reshape(n_components, -1), factors_of(target)
         starts.append(_gaussians(target.weights, means, factors, target.event_shape, covariance))
     if direction == "mode-seeking":
-        nodes = cache(lambda n: normal_nodes(n, dimensions, rng))
+        nodes, least = cache(lambda n: normal_nodes(n, dimensions, rng)), MIN_NODES
     else:
-        nodes = cache(nodes_of(target, log_density, rng)[0])
+        nodes, least = nodes_of(target, log_density, rng)
+        nodes = cache(nodes)
 
     def objectives(family, n):
         if direction == "mode-seeking":
@@ -447,7 +449,9 @@ def _by_gradient(target, direction, n_components, covariance, start, n, rng, bac
         return _mass_covering(family, *nodes(n))
 
     n = max(n // n_components, COARSE_NODES)
-    levels = [MIN_NODES << i for i in range(N_LEVELS)] if dimensions == 1 else [COARSE_NODES, n]
+    levels = [COARSE_NODES, n]
+    if dimensions == 1:
+        levels = [least << i for i in range(N_LEVELS) if least << i <= MAX_NODES]
     minima = [_Minimum(q, math.inf, math.inf, (q,)).descended(objectives, covariance, levels[0], False) for q in starts]
     coarse = _distinct(minima, 1e-2)[: None if n_components == 1 else MAX_REFINED]
     kept = _distinct([minimum.refined(objectives, covariance, levels) for minimum in coarse])
