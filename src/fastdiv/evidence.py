@@ -33,6 +33,10 @@ MAX_PEAKS, N_CLIMBED, MAX_CLIMBS, N_HALVINGS = 64, 33, 14, 50
 # Nats below the largest term at which terms count 0, and at which the ends of the line ought to be; by so many a peak
 # has fallen where its width is taken.
 DEPTH, SLIGHT, FALL = 100.0, 15.0, 0.1
+# A peak has at most about so many times its height at a foot by its scale: a Gaussian up to 7, Laplace's up to 10.
+MASS = 10.0
+# The rate at which a tail falls off is that over so much of z.
+TAIL = 6.0
 # The trapezoid rule for q takes so many standard deviations to either side of a mean.
 REACH_OF_GRID = 4.0
 # Where points that weigh less make an integral infinite, they may be ones where the density underflows.
@@ -138,8 +142,10 @@ class LineRule:
                 wanted = "q" if target.name == "log_joint" else "start"
                 error.add_note(f"The points were those of the line, (n,); in D dimensions give {wanted}.")
             raise
-        self.windows = self._windows()
-        self.beyond = self._beyond()
+        self.largest, peaks = self._peaks()
+        self.windows, scales, heights = self._windows(peaks)
+        self.least, self.narrow, self.log_missed = self._least(peaks, scales, heights)
+        self.log_beyond = self._log_beyond()
 
     def at(self, z):
         """Return the log-density in z, blockwise: a function may need memory for each of its data."""
@@ -172,8 +178,8 @@ class LineRule:
                 break
         return best, height
 
-    def _windows(self):
-        """Return the stretches of z, (W, 2), outside of which the density counts 0."""
+    def _peaks(self):
+        """Return the density's logarithm where it is largest, and where the peaks are that count."""
         logs = np.where(np.isnan(self.logs), -np.inf, self.logs)
         largest = logs.max()
         if np.isfinite(largest):
@@ -186,45 +192,50 @@ class LineRule:
             raise ValueError("the density must fall off towards infinity, for its integral to be finite")
         if fall < SLIGHT:
             warn_of_accuracy("the density falls off slowly towards the ends of its support: some of it may be missing")
-        self.largest = largest
-        peaks = peaks[heights > largest - DEPTH, None]
+        return largest, peaks[heights > largest - DEPTH]
+
+    def _windows(self, peaks):
+        """Return the stretches of z, (W, 2), outside of which the density counts 0, and the scales of the peaks.
+
+        The scale of a peak is that of a Gaussian that falls as it does, to both sides. Return also how high the peaks
+        are at the feet where it is taken: a pole may be any higher.
+        """
         steps = np.diff(self.z).max() * 0.5 ** np.arange(N_HALVINGS)
-        feet = np.clip(np.hstack([peaks - steps, peaks, peaks + steps]), *self.reach)
+        feet = np.clip(np.hstack([peaks[:, None] - steps, peaks[:, None], peaks[:, None] + steps]), *self.reach)
         values = self.at(feet)
         z, first = np.unique(np.concatenate([self.z, feet.ravel()]), return_index=True)
-        inside = np.concatenate([logs, values.ravel()])[first] > largest - DEPTH
+        inside = np.concatenate([self.logs, values.ravel()])[first] > self.largest - DEPTH
         edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]])))
         windows = z[np.clip(edges.reshape(-1, 2) - np.array([1, 0]), 0, len(z) - 1)]
         if len(windows) > MAX_PEAKS:
             windows = np.array([[windows[0, 0], windows[-1, 1]]])
-        self.least = self._least(windows, peaks[:, 0], steps, values)
-        return windows
+        before, tops, after = np.split(values, [len(steps), len(steps) + 1], axis=1)
+        feet = np.fmax(before, after)
+        falls = tops - feet
+        scales = np.where(falls > FALL, steps / np.sqrt(2 * np.clip(falls, FALL, 1)), steps[0])
+        nearest = np.arange(len(peaks)), scales.argmin(axis=1)
+        return windows, scales[nearest], feet[nearest]
 
-    def _least(self, windows, peaks, steps, values):
-        """Return how many points leave no peak between two of them that holds more than rounding.
+    def _least(self, peaks, scales, heights):
+        """Return the least number of points at which each peak that counts has one per standard deviation.
 
-        The scale of a peak is that of a Gaussian that falls as it does, to both sides.
+        Return also where the peaks are that would take too many, and the logarithm of about as much as these hold.
         """
-        before, height, after = np.split(values, [len(steps), len(steps) + 1], axis=1)
-        falls = height - np.fmax(before, after)
-        scales = np.where(falls > FALL, steps / np.sqrt(2 * np.clip(falls, FALL, 1)), steps[0]).min(axis=1)
-        log_masses = height[:, 0] + np.log(scales)
+        log_masses = heights + np.log(scales)
         counted = log_masses > log_masses.max() + math.log(EPS)
-        low, high = windows[np.searchsorted(windows[:, 0], peaks[counted], side="right") - 1].T
-        least = len(windows) * np.max((high - low) / scales[counted])
-        if least > MAX_NODES / 4:
-            warn_of_accuracy("a peak is so narrow beside the rest of the density that some of it may be missing")
-        return int(np.clip(math.ceil(least), MIN_NODES, MAX_NODES // 4))
+        low, high = self.windows[np.searchsorted(self.windows[:, 0], peaks, side="right") - 1].T
+        numbers = np.where(counted, len(self.windows) * (high - low) / scales, 0.0)
+        narrow = numbers > MAX_NODES // 4
+        least = int(np.clip(math.ceil(numbers.max()), MIN_NODES, MAX_NODES // 4))
+        return least, peaks[narrow], float(logsumexp(log_masses[narrow] + math.log(MASS)))
 
-    def _beyond(self):
+    def _log_beyond(self):
         """Return the logarithm of about how much there is beyond the ends of z, where tails are exponential."""
-        step = min(6.0, (self.reach[1] - self.reach[0]) / 4)
+        step = min(TAIL, (self.reach[1] - self.reach[0]) / 4)
         last, before = self.at(np.array([self.reach, np.add(self.reach, (step, -step))]))
         counted = last > self.largest - DEPTH
-        last, before = last[counted], before[counted]
-        with np.errstate(divide="ignore"):
-            # Twice, for what rounding does to points next to an end of the support.
-            return float(logsumexp(last + math.log(2) - np.log(np.maximum(before - last, 0) / step)))
+        # Next to an end of the support points are rounded to as much as their distance from it: hence twice.
+        return _log_tails(last[counted], before[counted] - last[counted], step) + math.log(2)
 
     def zero(self, depth):
         """Return where the density becomes 0, from within so many nats of its peak and not by underflow, or None."""
@@ -237,14 +248,14 @@ class LineRule:
         # Near enough to tell underflow, and not so near that what falls to 0 continuously seems one.
         for _ in range(10):
             middle = (inside + outside) / 2
-            beyond = self.at(middle) == -np.inf
-            inside, outside = np.where(beyond, inside, middle), np.where(beyond, middle, outside)
+            is_zero = self.at(middle) == -np.inf
+            inside, outside = np.where(is_zero, inside, middle), np.where(is_zero, middle, outside)
         with np.errstate(all="ignore"):
             zeros = outside[self.log_density(self.to_x(inside)[0][:, None]) > 0.9 * LOG_SMALLEST]
         return float(self.to_x(zeros)[0][0]) if len(zeros) else None
 
     def __call__(self, n):
-        """Return points, (n, 1) or the least that will do, and the logarithms of the terms that sum to the integral."""
+        """Return at least n points, (m, 1), and the logarithms of the terms that sum to the integral."""
         each = -(-max(n, self.least) // len(self.windows)) + 1
         z = np.linspace(*self.windows.T, each, axis=1)
         logs, x = self.at(z), self.to_x(z)[0]
@@ -330,14 +341,20 @@ def _rounding(value):
     return 16 * EPS * (1 + abs(value))
 
 
-def _checked_error(error, limit):
-    """Return the error of a rule, with a warning if that has not converged."""
-    if error <= limit:
-        return error
-    # Next to a pole a doubling halves the rest only in two steps.
-    error *= 4
-    warn_of_accuracy(f"quadrature has not converged; its error is about {error:.2g}")
-    return error
+def _checked_error(error, limit, missed):
+    """Return the error of a rule and of the peaks it misses, with a warning if either is over the limit."""
+    if error > limit:
+        # Next to a pole |x|^-a a doubling leaves 2^(a - 1) of the rest: four times is enough up to an a of about 0.8.
+        error *= 4
+        warn_of_accuracy(f"quadrature has not converged; its error is about {error + missed:.2g}")
+    elif missed > limit:
+        warn_of_narrow_peaks()
+    return error + missed
+
+
+def warn_of_narrow_peaks():
+    """Warn that the rule is too coarse for a peak that has been seen."""
+    warn_of_accuracy("a peak is so narrow beside the rest of the density that some of it may be missing")
 
 
 def mean_log_ratio(p, q, rtol=None, backend=None):
@@ -346,12 +363,13 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
     What p is normalised by is in the number.
     """
     log_p, log_q = (density_of(d, backend)[0] for d in (p, q))
-    n_evaluations, doubtful, beyond = 0, False, 0.0
+    n_evaluations, doubtful, total, tail_error, missed = 0, False, 0.0, 0.0, 0.0
     is_mixture = isinstance(p, Mixture)
-    nodes = nodes_of(p, log_p, None)[0] if is_mixture else LineRule(p, log_p)
+    rule = None if is_mixture else LineRule(p, log_p)
+    nodes = nodes_of(p, log_p, None)[0] if is_mixture else rule
 
     def at(n):
-        nonlocal n_evaluations, doubtful, beyond
+        nonlocal n_evaluations, doubtful, total, tail_error
         if is_mixture:
             x, weights = nodes(n)
             logs = log_p(x)
@@ -368,20 +386,26 @@ def mean_log_ratio(p, q, rtol=None, backend=None):
         ratios = logs - others
         if not is_mixture:
             # Beyond the ends the log-ratio goes on about as it goes towards them.
-            beyond = 2 * math.exp(nodes.beyond - total) * (1 + np.abs(ratios[[0, -1]]).max())
+            tail_error = 2 * math.exp(rule.log_beyond - total) * (1 + np.abs(ratios[[0, -1]]).max())
         return float(weights @ ratios)
 
     value, change = refined_value(
         at,
         lambda value: max(_rounding(value), (rtol or 1e-12) * abs(value)),
-        MIN_NODES if is_mixture else nodes.least,
+        MIN_NODES if is_mixture else rule.least,
         MAX_NODES // p.n_components if is_mixture else MAX_NODES,
     )
     if math.isinf(value):
         if doubtful:
             warn_of_accuracy("the integral is infinite because of points that hardly count: a density may underflow")
         return Estimate(value, error=math.inf, method="quadrature", n_evaluations=n_evaluations)
-    error = _checked_error(change + _rounding(value), max(1e-8, rtol or 0.0) * (1 + abs(value))) + beyond
+    if not is_mixture and len(rule.narrow):
+        x = rule.to_x(rule.narrow)[0][:, None]
+        ratios = log_p(x) - (total if isinstance(p, Joint) else 0.0) - log_q(x)
+        missed = math.exp(rule.log_missed - total) * (1 + np.abs(ratios - value).max())
+        n_evaluations += len(x)
+    limit = max(1e-8, rtol or 0.0) * (1 + abs(value))
+    error = _checked_error(change + _rounding(value), limit, missed) + tail_error
     return Estimate(value, error=error, method="quadrature", n_evaluations=n_evaluations)
 
 
@@ -423,8 +447,7 @@ def elbo(
     TypeError
         If `q` is not a distribution, or `log_joint` neither one nor a function.
     ValueError
-        If they have different dimensions, a setting is out of range, or `log_joint` is NaN or inf where
-        q has mass.
+        If they have different dimensions, a setting is out of range, or `log_joint` is NaN or inf where q has mass.
 
     Examples
     --------
@@ -468,9 +491,10 @@ def _kl_from_joint(q, target, method, rtol, bounds, num, backend):
         return converged
     x = np.linspace(*checked_bounds(bounds), as_count(num, "num", 2))
     log_q, log_joint = (d.logpdf(x, backend=backend) for d in (q, target))
-    check_where_it_counts(target, x, log_joint)
+    counted = np.exp(log_q) > 0
+    check_where_it_counts(target, x[counted], log_joint[counted])
     with np.errstate(invalid="ignore"):
-        terms = np.where(np.exp(log_q) > 0, np.exp(log_q) * (log_q - log_joint), 0.0)
+        terms = np.where(counted, np.exp(log_q) * (log_q - log_joint), 0.0)
     value = float(np.trapezoid(terms, x))
     distance = 0.0 if value == converged else abs(value - converged)
     return Estimate(value, error=distance + converged.error, method="trapezoid", n_evaluations=num)
@@ -528,8 +552,8 @@ def log_evidence(
     Warns
     -----
     AccuracyWarning
-        If the rule has not converged, or a peak is too narrow for it, or if Pareto's k is over 0.7: then the mean of
-        the weights is not to be trusted (Vehtari et al. 2024).
+        If the rule has not converged, or a peak is too narrow for it, whatever is beyond its ends; or if Pareto's k is
+        over 0.7: then the mean of the weights is not to be trusted (Vehtari et al. 2024).
 
     References
     ----------
@@ -565,7 +589,8 @@ def log_evidence(
     if bounds is None:
         rule = LineRule(target, log_density)
         value, change = refined_value(lambda n: float(logsumexp(rule(n)[1])), _rounding, rule.least)
-        error = _checked_error(change + _rounding(value), 1e-8) + float(np.logaddexp(0, rule.beyond - value))
+        missed, tail_error = (float(np.logaddexp(0, log - value)) for log in (rule.log_missed, rule.log_beyond))
+        error = _checked_error(change + _rounding(value), 1e-8, missed) + tail_error
         return Estimate(value, error=error, method="quadrature", n_evaluations=rule.n_evaluations)
     num = 500 if num is None else as_count(num, "num", 2)
 
@@ -576,8 +601,8 @@ def log_evidence(
     if not math.isfinite(value):
         raise ValueError(f"the log-density must be finite somewhere, and inf nowhere, got a sum of {value} on {bounds}")
     converged, change = refined_value(at, lambda later: max(_rounding(later), 1e-3 * abs(later - value)), num)
-    beyond = _beyond(log_density, bounds, (bounds[1] - bounds[0]) / (num - 1)) - converged
-    error = abs(value - converged) + change + _rounding(value) + float(np.logaddexp(0, beyond))
+    log_beyond = _log_beyond(log_density, bounds, (bounds[1] - bounds[0]) / (num - 1))
+    error = abs(value - converged) + change + _rounding(value) + float(np.logaddexp(0, log_beyond - converged))
     return Estimate(value, error=error, method="trapezoid", n_evaluations=num)
 
 
@@ -590,18 +615,21 @@ def _trapezoid_terms(target, log_density, bounds, n):
     return logs + math.log((bounds[1] - bounds[0]) / (n - 1))
 
 
-def _beyond(log_density, bounds, step):
+def _log_beyond(log_density, bounds, step):
     """Return the logarithm of about how much of a density there is outside the bounds, -inf where it ends there.
 
     A tail that goes on as it goes over its bound is exponential, and where the density is log-concave has no more.
     """
-    total = -math.inf
-    for end, outward in ((bounds[0], -step), (bounds[1], step)):
-        with np.errstate(all="ignore"):
-            here, there = log_density(np.array([[end], [end + outward]]))
-        if np.isfinite(here) and np.isfinite(there):
-            total = np.logaddexp(total, here - math.log((here - there) / step) if here > there else math.inf)
-    return total
+    with np.errstate(all="ignore"):
+        here, there = (log_density(np.add(bounds, away)[:, None]) for away in ((0, 0), (-step, step)))
+    counted = np.isfinite(here) & np.isfinite(there)
+    return _log_tails(here[counted], here[counted] - there[counted], step)
+
+
+def _log_tails(logs, falls, step):
+    """Return the logarithm of what exponential tails hold that have these logarithms, and these falls over a step."""
+    with np.errstate(divide="ignore"):
+        return float(logsumexp(logs - np.log(np.maximum(falls, 0) / step)))
 
 
 def _by_importance_sampling(log_joint, q, n, rng, backend):

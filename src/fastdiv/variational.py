@@ -30,6 +30,7 @@ from .evidence import (
     nodes_of,
     normal_nodes,
     refined_value,
+    warn_of_narrow_peaks,
 )
 from .families import check_distributions
 from .quadrature import checked_bounds, trapezoid_kl_normal
@@ -350,19 +351,27 @@ def _moments(target, log_density, n, rng):
     if target.event_shape:
         draws = target.sample(n, rng=rng)
         return draws.mean(axis=0), np.atleast_2d(np.cov(draws.T))
-    nodes, least = nodes_of(target, log_density, rng)
+    rule = LineRule(target, log_density)
+    total = -math.inf
 
     def at(n):
-        x, weights = nodes(n)
+        nonlocal total
+        x, logs = rule(n)
+        total = logsumexp(logs)
+        weights = np.exp(logs - total)
         mean = weights @ x[:, 0]
         squares = weights * (x[:, 0] - mean) ** 2
         if max(squares[0], squares[-1]) > 1e-6 * squares.sum():
             raise ValueError(f"the target must have a variance for its moments to be matched, got {target!r}")
         return np.array([mean, squares.sum()])
 
-    (mean, variance), change = refined_value(at, lambda found: 1e-12 * np.array([math.sqrt(found[1]), found[1]]), least)
+    (mean, variance), change = refined_value(
+        at, lambda found: 1e-12 * np.array([math.sqrt(found[1]), found[1]]), rule.least
+    )
     if max(change[0] / math.sqrt(variance), change[1] / variance) > 1e-8:
         warn_of_accuracy(f"the target's moments have converged to {change} only")
+    elif rule.log_missed - total > math.log(1e-8):
+        warn_of_narrow_peaks()
     return np.array([mean]), np.array([[variance]])
 
 
