@@ -343,7 +343,7 @@ def _rounding(value):
 
 def _checked_error(error, limit, missed):
     """Return the error of a rule and of the peaks it misses, with a warning if either is over the limit."""
-    if error > limit:
+    if not error <= limit:
         # Next to a pole |x|^-a a doubling leaves 2^(a - 1) of the rest: four times is enough up to an a of about 0.7.
         error *= 4
         warn_of_accuracy(f"quadrature has not converged; its error is about {error + missed:.2g}")
