@@ -124,9 +124,14 @@ def test_grid_of_all_benchmarks(new_page, complaints, screenshots):
     page = new_page()
     page.goto("/asv/")
     page.locator(".benchmark-plot canvas").first.wait_for()
-    assert page.locator(".benchmark-container").count() == len({key for _, _, key, _ in _runs("")})
+    cards = page.locator(".benchmark-container").all()
+    assert len(cards) == len({key for _, _, key, _ in _runs("")})
     page.wait_for_load_state("networkidle")
     page.screenshot(path=screenshots / "dashboard.png")
+    # A card's plot is fetched when the card comes into view, and cannot be drawn once the grid is left.
+    for card in cards:
+        card.scroll_into_view_if_needed()
+        card.locator("canvas").first.wait_for()
     page.locator(f'.benchmark-container[href="#{SPEED}"]').click()
     page.locator("#main-graph canvas").first.wait_for()
     assert page.locator("#title").inner_text() == SPEED
